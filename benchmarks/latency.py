@@ -1,10 +1,10 @@
-"""How long a small request takes, on an idle link and beside 256 MiB of tensors; and the memory that receiving takes.
+"""How long a small request takes, on an idle link and beside 256 MiB of tensors; and how much memory receiving takes.
 
-The coordinator asks (`advance`) and stops the clock when the site's answer (`advanced`) is there; the site is a process
-of its own. Beside it the same over a bare TLS 1.3 socket with the same certificates: as many octets, blocking calls, no
-event loop. Loaded means that the coordinator is sending one message with tensors, in the direction of the request.
-Then, in a new process for each measurement: the most memory that the site has while one message arrives, over what it
-had before, by the octets of the tensors.
+The coordinator sends a request (`advance`) and stops the clock when the site's answer (`advanced`) arrives; the site is
+a process of its own. For comparison, the same over a bare TLS 1.3 socket with the same certificates: as many octets,
+blocking calls, no event loop. "Loaded" means that the coordinator is sending one message with tensors meanwhile.
+Then, in a new process for each measurement: how far the site's memory grows at most while one message arrives, divided
+by the size of the tensors.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from splitproto.messages import Advance, Advanced, Applied, Gradients
 
 SITE = "site"
 OCTETS = 32
-"""Of a request on the bare socket: as many as `advance` gives TLS, with the header of its frame."""
+"""Size of a request on the bare socket: that of `advance` with the header of its frame."""
 WARM = 64 * 1024
-"""Octets of a tensor that is received before memory is looked at."""
+"""Octets of a tensor that is received before memory is measured."""
 
 Target = Callable[[Path, int], None]
 Asked = tuple[float, int]
-"""Seconds of one request, and octets that were sent meanwhile."""
+"""Seconds that one request took, and octets that were sent meanwhile."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Waits:
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
     sent50: list[float] = field(default_factory=list)
-    """Steadier than milliseconds on a busy machine: what lies in queues, in front of the request or behind it."""
+    """What was queued before or behind the request: steadier than milliseconds on a busy machine."""
     sent99: list[float] = field(default_factory=list)
     count: int = 0
 
@@ -69,7 +69,7 @@ class Waits:
 
 
 def site(folder: Path, port: int) -> None:
-    """Answers whatever comes."""
+    """Answers every request."""
     keep_freed_memory()
 
     async def run() -> None:
@@ -95,7 +95,7 @@ def tls_site(folder: Path, port: int) -> None:
 
 @contextmanager
 def process(target: Target, folder: Path, port: int) -> Iterator[BaseProcess]:
-    """A site, until it has ended by itself."""
+    """A site's process; waits until it has ended by itself."""
     started = multiprocessing.get_context("spawn").Process(target=target, args=(folder, port), daemon=True)
     started.start()
     yield started
@@ -110,7 +110,7 @@ async def ask(session: Session) -> Asked:
     began, sent = time.perf_counter(), session.bytes_out
     await session.send(Advance(1))
     while not isinstance(await session.receive(WAIT_S), Advanced):
-        pass  # the answer to a message with tensors
+        pass  # what came was the answer to a message with tensors
     return time.perf_counter() - began, session.bytes_out - sent
 
 
@@ -155,7 +155,7 @@ def port_of(door: Listener) -> int:
 
 
 async def waits(folder: Path, given: argparse.Namespace) -> dict[str, Waits]:
-    """All rounds, the kinds of requests in turns."""
+    """All rounds; within each, the kinds of requests take turns."""
     found = {kind: Waits() for kind in ("idle", "TLS socket, idle", "loaded")}
     tensors = {"x0": np.zeros(given.mib * MIB // 4, np.float32)}
     async with listener(folder) as door:
@@ -174,7 +174,7 @@ async def waits(folder: Path, given: argparse.Namespace) -> dict[str, Waits]:
 
 
 async def peak(folder: Path, octets: int) -> float:
-    """The most memory that a site has while one message arrives, over what it had before, by the message's octets."""
+    """Growth of a site's memory, up to the peak while one message arrives, divided by the message's octets."""
     async with listener(folder) as door:
         with process(site, folder, port_of(door)) as receiving:
             session, pid = await door.accept(WAIT_S), receiving.pid or 0
@@ -189,7 +189,7 @@ async def peak(folder: Path, octets: int) -> float:
 
 
 async def received(session: Session, octets: int) -> None:
-    """Send so much, and wait until it is there."""
+    """Send a tensor of so many octets, and wait until it has been received."""
     await session.send(Gradients(1, {"x0": np.ones(octets // 4, np.float32)}))
     while not isinstance(await session.receive(WAIT_S), Applied):
         pass
@@ -214,7 +214,7 @@ def show(found: dict[str, Waits], peaks: dict[int, list[float]], rounds: int) ->
         cells = (row.p50, row.p99, *ratios, row.sent50, row.sent99)
         table.add_row(kind, *map(spread, cells), str(row.count))
     console.print(table)
-    table = Table(title="Memory while one message arrives, by its tensors' octets")
+    table = Table(title="Growth of memory while one message arrives / size of its tensors")
     for mib in peaks:
         table.add_column(f"{mib} MiB", justify="right")
     table.add_row(*(spread(ratios) for ratios in peaks.values()))

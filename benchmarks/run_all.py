@@ -1,10 +1,11 @@
-"""One command, one table: every benchmark of speed with its defaults, and benchmarks/RESULTS.md from what they found.
+"""Runs every benchmark of speed with its defaults, and writes benchmarks/RESULTS.md from their figures.
 
     pip install -c constraints.txt -e . -r benchmarks/peers.txt
     python benchmarks/run_all.py                      # half an hour on two cores; nothing else should run
-    python benchmarks/run_all.py --only throughput    # one again; the others' figures stay
+    python benchmarks/run_all.py --only throughput    # repeat one; the others' figures stay
+    python benchmarks/run_all.py --only               # only write the page again
 
-Each program's JSON is kept in benchmarks/results/speed/, with the machine and the day it was measured on.
+The figures of each program are kept as JSON in benchmarks/results/speed/, with the day and the machine.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
 LIBRARIES = ("torch", "numpy", "pyzmq", "msgpack", "cryptography", "grpcio")
 Found = dict[str, Any]
 NOT_MEASURED = (
-    ("NVFlare's best transport, a step and small requests on NVFlare and Flower", "not set up"),
-    ("decoder training from a feature bank by the same from memory", "no program yet"),
-    ("bytes per step with the best lossy codec", "fp16 and bf16 are the only codecs"),
-    ("emulated 1 Gb/s and 100 Mb/s, 10 and 50 ms", "no program yet"),
-    ("a GPU at the coordinator", "none at hand"),
+    ("NVFlare's fastest transport; a training step and small requests with NVFlare and Flower", "not set up"),
+    ("training a decoder from a feature bank, relative to training it from memory", "no program yet"),
+    ("bytes per step with the best lossy codec", "bf16 is the only one"),
+    ("emulated networks of 1 Gb/s and 100 Mb/s with delays of 10 and 50 ms", "no program yet"),
+    ("a coordinator with a GPU", "none at hand"),
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table."""
+    """A row of a table."""
 
     what: str
     target: str
@@ -69,95 +70,146 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def at_most(what: str, values: Sequence[float], target: float, unit: str = "", digits: int = 2) -> Line:
-    """Met where the median is."""
+    """A row whose target is an upper bound on the median."""
     met = statistics.median(values) <= target
     return Line(what, f"<= {target:g}{unit}", spread(values, digits) + unit, met)
 
 
 def at_least(what: str, values: Sequence[float], target: float, unit: str = "", digits: int = 2) -> Line:
-    """Met where the median is."""
+    """A row whose target is an lower bound on the median."""
     met = statistics.median(values) >= target
     return Line(what, f">= {target:g}{unit}", spread(values, digits) + unit, met)
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round."""
+    """Ours by theirs, for each round."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-# --- what each program says --------------------------------------------------------------------------------------
+# --- what each program found --------------------------------------------------------------------------------------
+
+
+NAMES = {"TLS socket": "a bare TLS socket", "gRPC": "gRPC", "CURVE": "ZeroMQ with CURVE"}
+"""Of the other transports."""
+LINKS = {
+    "idle": "idle link",
+    "TLS socket, idle": "idle bare TLS socket",
+    "loaded": "link that is sending 256 MiB of tensors",
+}
 
 
 def throughput(found: Found) -> Iterator[Line]:
-    """Ratios of one round; of the peers' rates the targets are those of the wire."""
+    """Rates and CPU time, and their ratios to those of other transports in the same round."""
     for case, row in found["cases"].items():
         ours = row["splitproto"]
         own = f"{spread(ours['rates'], 0)} MiB/s, {spread(ours['costs'])} CPU s/GiB"
         yield Line(f"{case}: splitproto", "", own, None)
         for peer, target in (("TLS socket", 0.95), ("gRPC", 1.3), ("CURVE", 1.3)):
             if peer in row:
-                yield at_least(f"{case}: rate, by {peer}", ratios(ours["rates"], row[peer]["rates"]), target)
-        yield at_most(f"{case}: CPU, by TLS socket", ratios(ours["costs"], row["TLS socket"]["costs"]), 1.15)
+                yield at_least(
+                    f"{case}: rate / rate of {NAMES[peer]}", ratios(ours["rates"], row[peer]["rates"]), target
+                )
+        yield at_most(
+            f"{case}: CPU / CPU of {NAMES['TLS socket']}",
+            ratios(ours["costs"], row["TLS socket"]["costs"]),
+            1.15,
+        )
 
 
 def latency(found: Found) -> Iterator[Line]:
-    """p99 by p50 of the idle link; peaks by what was received."""
+    """How long a small request waits for its answer, and what receiving takes of memory."""
     waits = found["waits"]
     for kind, row in waits.items():
-        told = f"{spread(row['p50'])} ms, p99 {spread(row['p99'])} ms"
-        yield Line(f"request and reply, {kind}: p50", "", told, None)
-    quick = waits["idle"]["p50"]
-    yield at_most("its p99 by p50, idle link", ratios(waits["idle"]["p99"], quick), 3)
-    yield at_most(
-        "p99 beside 256 MiB on the link, by p50 of the idle one", ratios(waits["loaded"]["p99"], quick), 3
-    )
+        told = f"p50 {spread(row['p50'])} ms, p99 {spread(row['p99'])} ms"
+        yield Line(f"small request and its answer, {LINKS[kind]}", "", told, None)
+    loaded, quick = waits["loaded"], waits["idle"]["p50"]
+    told = f"p50 {spread(loaded['sent50'], 1)} MiB, p99 {spread(loaded['sent99'], 1)} MiB"
+    yield Line("loaded link: MiB that it sends between request and answer", "", told, None)
+    yield at_most("idle link: p99 / p50", ratios(waits["idle"]["p99"], quick), 3)
+    yield at_most("p99 of the loaded link / p50 of the idle link", ratios(loaded["p99"], quick), 3)
     for size, peaks in found["peaks"].items():
-        yield at_most(f"peak memory while {size} MiB arrive, by the tensors", peaks, 1.25)
+        yield at_most(f"receiving {size} MiB of tensors: extra memory at the peak / their size", peaks, 1.25)
 
 
 def sites(found: Found) -> Iterator[Line]:
-    """Per site, by how many there are."""
+    """What a coordinator spends on its sites, by how many there are."""
     for count, rounds in found.items():
-        yield at_least(
-            f"{count} sites: handshakes per CPU second", [one["handshakes"] for one in rounds], 100, digits=0
-        )
-        yield at_most(
-            f"{count} sites: memory of an idle one", [one["idle_kib"] for one in rounds], 200, " KiB", 0
-        )
-        told = spread([one["step_ms"] for one in rounds])
-        yield Line(f"{count} sites: a request and a reply of 64 KiB to all, per site", "", f"{told} ms", None)
+        column = {key: [one[key] for one in rounds] for key in rounds[0]}
+        yield at_least(f"{count} sites: handshakes per CPU second", column["handshakes"], 100, digits=0)
+        yield at_most(f"{count} sites: memory per idle site", column["idle_kib"], 200, " KiB", 0)
+        worked = spread(column["worked_kib"], 0)
+        yield Line(f"{count} sites: memory per site after steps", "", f"{worked} KiB", None)
+        idle = spread(column["idle_cpu"], 1)
+        yield Line(f"{count} sites: CPU while all are idle", "", f"{idle} % of a core", None)
+        told = f"{spread(column['step_ms'])} ms, {spread(column['step_cpu_ms'])} ms of CPU"
+        yield Line(f"{count} sites: a step, divided by the number of sites", "", told, None)
 
 
 def step(found: Found) -> Iterator[Line]:
-    """By the same network in one process with as many threads as there are cores."""
+    """A training step, relative to one of the same network in one process with two threads."""
     rows = found["rows"]
     whole = statistics.median(rows["whole, 2 thread(s), before"] + rows["whole, 2 thread(s), after"])
     took = rows["four sites, over the wire"]
-    yield Line("one training step, four sites", "", spread([1000 * value for value in took], 0) + " ms", None)
-    yield Line("the same network in one process, two threads", "", f"{1000 * whole:.0f} ms", None)
+    yield Line(
+        "training step, four sites and a coordinator",
+        "",
+        spread([1000 * one for one in took], 0) + " ms",
+        None,
+    )
+    yield Line("training step, whole network in one process, two threads", "", f"{1000 * whole:.0f} ms", None)
     median = statistics.median(took) / whole
-    yield Line("a step, by the same in one process", "<= 1.1", f"{median:.2f}", median <= 1.1)
+    yield Line("four sites / one process", "<= 1.1", f"{median:.2f}", median <= 1.1)
 
 
 def recording(found: Found) -> Iterator[Line]:
-    """By steps that were not recorded."""
-    yield at_most("a step with recording, by one without", [p["on"] / p["off"] for p in found["pairs"]], 1.03)
+    """Steps that the coordinator records, relative to others of the same run."""
+    yield at_most(
+        "training step with recording / without", [p["on"] / p["off"] for p in found["pairs"]], 1.03
+    )
 
 
 def start(found: Found) -> Iterator[Line]:
     """CPU seconds, of one process or of five."""
     for row, told in found["rows"].items():
         by = f"; {told['by_torch']:.2f} x `import torch`"
-        yield Line(f"start: {row}", "", f"{spread(told['cpu'])} CPU s{by}", None)
+        yield Line(row, "", f"{spread(told['cpu'])} CPU s{by}", None)
 
 
 def inference(found: Found) -> Iterator[Line]:
-    """Of one patient; what neither a site nor the coordinator computes is wire and queue."""
+    """Requests for one patient, from the spool to the result."""
     for case, told in found.items():
         patient = f"{told['latency_s']:.2f} s a patient, {told['per_minute']:.0f} patients a minute"
         yield Line(f"inference, {case}", "", f"{patient}, {told['mib']:.0f} MiB of activations", None)
 
 
+ABOUT = {
+    "throughput": (
+        "Tensors are moved from one process to another: messages of one tensor, or of the skip connections of a "
+        "network for one batch.",
+        "CPU time is that of both processes.",
+    ),
+    "latency": (
+        "A coordinator sends a small request and waits for the site's answer. p50 is the median of one round's "
+        "requests,",
+        "p99 their 99th percentile.",
+    ),
+    "sites": (
+        "Many sites at one coordinator, whose memory and CPU time are shown. A site is idle if it was admitted and has "
+        "said nothing",
+        "since. In a step each site is sent two messages and answers both; one message each way holds a tensor of "
+        "64 KiB.",
+    ),
+    "step": (
+        "The demo's federation: five processes of one thread each, on two cores. The range is over steps.",
+    ),
+    "recording": (
+        "The same federation; its coordinator records what it sees (`--curious`) for a few steps, then not for as "
+        "many, in turns.",
+    ),
+    "start": ("CPU time from the start of a process to the point that the row names.",),
+    "inference": ("A request, from the spool to the result.",),
+}
+"""Under each heading."""
 READ: dict[str, Callable[[Found], Iterator[Line]]] = {
     "throughput": throughput,
     "latency": latency,
@@ -173,7 +225,7 @@ READ: dict[str, Callable[[Found], Iterator[Line]]] = {
 
 
 def machine() -> str:
-    """In one line."""
+    """Processor, Python and libraries, in one line."""
     cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     libraries = []
     for name in LIBRARIES:
@@ -188,7 +240,7 @@ def machine() -> str:
 
 
 def run(name: str) -> None:
-    """One program; its figures are kept at once."""
+    """Run one program and keep its figures at once."""
     load = os.getloadavg()[0]
     print(f"{name}: load {load:.1f} before", file=sys.stderr)
     made = subprocess.run(
@@ -199,7 +251,7 @@ def run(name: str) -> None:
     )
     if made.returncode:
         raise SystemExit(f"{name}.py ended with exit code {made.returncode}: its last line says why")
-    # A program that trains prints what its daemons say before its figures.
+    # A program that trains prints its daemons' output before its figures.
     found = json.loads(made.stdout[made.stdout.index("\n{") + 1 if not made.stdout.startswith("{") else 0 :])
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = {"day": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "load_before": load, "found": found}
@@ -207,27 +259,30 @@ def run(name: str) -> None:
 
 
 def page() -> str:
-    """RESULTS.md, from all that is kept."""
+    """RESULTS.md, from all figures that are kept."""
     lines = [
         "# Speed",
         "",
-        "Made by `python benchmarks/run_all.py`. Medians (lowest-highest) over rounds; a ratio is of one",
-        "round, in which all took turns. [README.md](README.md) says what each program does.",
+        "Written by `python benchmarks/run_all.py`. Figures are medians (lowest-highest) over rounds. What is compared",
+        "takes turns within a round, and a ratio is of figures of one round. A target is met if the median meets it.",
+        "[README.md](README.md) describes each program.",
         "",
     ]
     for name in PROGRAMS:
         if not (path := KEPT / f"{name}.json").exists():
-            lines += [f"## {name}", "", "Not measured.", ""]
+            lines += [f"## {name}", "", *ABOUT[name], "", "Not measured.", ""]
             continue
         kept = json.loads(path.read_text())
         lines += [
             f"## {name}",
             "",
-            f"{kept['day']}; {kept['machine']}; load {kept['load_before']:.1f} before.",
+            *ABOUT[name],
+            "",
+            f"{kept['day']}; {kept['machine']}; load before the start {kept['load_before']:.1f}.",
             "",
         ]
         lines += [
-            "| what | target | measured | met |",
+            "| figure | target | measured | met |",
             "|---|---|---|---|",
             *map(str, READ[name](kept["found"])),
             "",

@@ -1,11 +1,11 @@
-"""One coordinator and many sites: what a handshake costs, what an idle site takes, and a step by the number of sites.
+"""One coordinator and many sites: the cost of a handshake, of an idle site, and of a step with so many sites.
 
 The coordinator is a process of its own, new for each measurement, with one `Listener`; all sites live in a second
 process and dial a few at a time, each with a certificate and an address (127.1.x.y) of its own. A step is `forward` to
-all sites, `activations` from all, `gradients` to all and `applied` from all; one small tensor is in each of the two in
-the middle. CPU is that of the coordinator's process with all its threads. Memory is what it has over what it had before
-the sites came, after four others have come, made a step and gone; "after steps" it holds buffers of links, and what the
-allocator keeps of the tensors.
+all sites, `activations` from all, `gradients` to all and `applied` from all; `activations` and `gradients` hold one
+small tensor. CPU is that of the coordinator's process with all its threads. Memory is its growth since before the sites
+came; four other sites have come, made a step and gone by then. "After steps" this includes the links' buffers, and what
+the allocator keeps of the tensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from splitproto.messages import Activations, Applied, Forward, Gradients, Sample
 AT_ONCE = 8
 """Sites that dial at the same time."""
 WARM = 4
-"""Sites that come first, so that what is imported or kept once is not counted."""
+"""Sites that come first, so that one-time imports and caches are not counted."""
 IDLE_S = 3.0
 KIB = 1024
 
@@ -53,17 +53,17 @@ class Figures:
     """One coordinator with so many sites."""
 
     handshakes: float
-    """Per second of the coordinator's CPU."""
+    """Per second of the coordinator's CPU time."""
     idle_kib: float
     """Memory per site that was admitted and has said nothing since."""
     worked_kib: float
     """The same after the steps."""
     idle_cpu: float
-    """Share of one core that all idle sites together take, in per cent."""
+    """CPU time that all idle sites together cost, in per cent of a core."""
     step_ms: float
-    """Of all sites, by their number: median of the steps."""
+    """Median step, divided by the number of sites."""
     step_cpu_ms: float
-    """The coordinator's CPU, by sites and steps."""
+    """The coordinator's CPU time per step, divided by the number of sites."""
 
 
 # --- the sites ----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Near:
-    """A listener on this machine, dialled from an address of one's own: admission counts by addresses."""
+    """A listener on this machine, dialled from a given address: admission counts by address."""
 
     port: int
     source: str
@@ -90,7 +90,7 @@ def name_of(number: int) -> str:
 
 
 async def visit(folder: Path, port: int, number: int, turn: asyncio.Semaphore, octets: int) -> None:
-    """One site, until the coordinator says bye."""
+    """The life of one site, until the coordinator says bye."""
     allow, own = AllowList({"coordinator": {HUB}}, "benchmark"), credentials(folder, name_of(number))
     tensors = {"x0": np.ones(octets // 4, np.float32)}
     async with turn:
@@ -106,7 +106,7 @@ async def visit(folder: Path, port: int, number: int, turn: asyncio.Semaphore, o
 
 
 def sites(folder: Path, port: int, orders: Pipe, octets: int) -> None:
-    """The second process: for each order (first, count) so many sites, until they have gone."""
+    """The second process. For each order (first, count) it runs so many sites, until they have gone."""
     keep_freed_memory()
     more_files()
 
@@ -121,7 +121,7 @@ def sites(folder: Path, port: int, orders: Pipe, octets: int) -> None:
 
 
 def more_files() -> None:
-    """As many open files as the system lets us: each link of a dialler takes four."""
+    """Raise the limit of open files as far as the system allows: each link of a dialler takes four."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -140,20 +140,20 @@ async def step(sessions: Sequence[Session], number: int, tensors: dict[str, np.n
 
 
 def emptied() -> int:
-    """Memory of this process; what was freed goes back to the system, so that whoever comes next is counted in full."""
+    """Memory of this process after freed memory was returned to the system, so that later growth counts in full."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return memory(os.getpid())
 
 
 def collected() -> int:
-    """Memory of this process, with what the allocator keeps, and without what only waits to be collected."""
+    """Memory of this process after a garbage collection; what the allocator keeps is included."""
     gc.collect()
     return memory(os.getpid())
 
 
 async def gathered(door: Listener, orders: Pipe, first: int, count: int) -> list[Session]:
-    """So many sites have come."""
+    """Have so many sites dial, and accept them."""
     orders.send((first, count))
     return [await door.accept(WAIT_S) for _ in range(count)]
 
@@ -199,7 +199,7 @@ async def measure(folder: Path, count: int, steps: int, octets: int) -> Figures:
 async def timed(
     sessions: Sequence[Session], steps: int, tensors: dict[str, np.ndarray]
 ) -> tuple[float, float]:
-    """Seconds of a step, and of the CPU."""
+    """Seconds of a step, and CPU seconds of a step."""
     await step(sessions, 1, tensors)
     took, spent = [], time.process_time()
     for number in range(2, steps + 2):
@@ -252,8 +252,8 @@ def main() -> None:
         "idle_kib": "KiB per idle site",
         "worked_kib": "after steps",
         "idle_cpu": "CPU of all idle, %",
-        "step_ms": "step by sites, ms",
-        "step_cpu_ms": "CPU of it, ms",
+        "step_ms": "step / sites, ms",
+        "step_cpu_ms": "its CPU / sites, ms",
     }
     for heading in ("sites", *headings.values()):
         table.add_column(heading, justify="right")

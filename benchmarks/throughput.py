@@ -1,7 +1,7 @@
 """Tensors over the wire: splitproto and its peers, measured in turns in one run.
 
-The peers are a bare TLS 1.3 socket, a gRPC stream where grpcio is installed (peers.txt), and ZeroMQ with CURVE and
-without. One process asks for a message and stops the clock when all its tensors lie in arrays of their own; a second
+The peers are a bare TLS 1.3 socket, a gRPC stream if grpcio is installed (peers.txt), and ZeroMQ, both with CURVE and
+unencrypted. One process asks for a message and stops the clock when all its tensors lie in arrays of their own; another
 one sends. TLS is mutual, with the same certificates, for all that have it. Loopback.
 """
 
@@ -80,7 +80,7 @@ def nbytes(shapes: Shapes) -> int:
 
 @functools.lru_cache(1)
 def payload(number: int) -> dict[str, np.ndarray]:
-    """Of one case: a process that waits for its turn holds no more."""
+    """Tensors of one case. Only the last case's are cached, so a process that waits for its turn holds no more."""
     rng, shapes = np.random.default_rng(0), list(CASES.values())[number]
     return {f"x{n}": rng.standard_normal(shape, np.float32) for n, shape in enumerate(shapes)}
 
@@ -208,7 +208,7 @@ def tls_sender(folder: Path, port: int) -> None:
 # --- gRPC ---------------------------------------------------------------------------------------------------------
 
 CHUNK = MIB
-"""Octets of one message of the stream: of 64 KiB to 4 MiB the fastest here. gRPC takes 4 MiB at most unless told."""
+"""Octets per message of the stream: the fastest of 64 KiB to 4 MiB here. gRPC's default limit is 4 MiB."""
 GRPC = (("grpc.optimization_target", "throughput"), ("grpc.max_receive_message_length", -1))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the wire begin with: certificates, links in a job, and what /proc says of a process."""
+"""Shared by the benchmarks of the wire: certificates, links that have begun a job, and memory from /proc."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def certificates(folder: Path, sites: Sequence[str]) -> None:
 
 
 def credentials(folder: Path, name: str) -> Credentials:
-    """Those that `certificates` has made."""
+    """Those of one party that `certificates` has made."""
     return Credentials(folder / "ca.crt", folder / f"{name}.crt", folder / f"{name}.key")
 
 
 async def begin(session: Session) -> None:
-    """The coordinator's part, up to where batches flow."""
+    """The coordinator's part of the exchange before the first batch."""
     await session.send(JobOffer(bytes(16), (Seat("t1", ("t1",)),), JOB, DIGEST))
     for _ in (JobAccept, Inventory):
         await session.receive(WAIT_S)
@@ -68,7 +68,7 @@ async def join(session: Session) -> None:
 
 
 def memory(pid: int, what: str = "VmRSS") -> int:
-    """Octets that a process has in memory now, or with `VmHWM` had at most since `forget_peak`."""
+    """Octets that a process has in memory now; with `VmHWM`, its peak since `forget_peak`."""
     found = re.search(rf"^{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if found is None:
         raise LookupError(f"/proc/{pid}/status has no {what}")
@@ -76,5 +76,5 @@ def memory(pid: int, what: str = "VmRSS") -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """The peak of a process is what it has now (proc(5), clear_refs)."""
+    """Reset a process's peak to what it has in memory now (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""What glibc does with memory that is freed: a process that moves tensors wants it kept, not returned page by page."""
+"""What glibc does with freed memory: a process that moves tensors should keep it instead of returning it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import ctypes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """malloc.h"""
 LARGEST_KEPT = 32 << 20
-"""Bytes of a block that comes from the heap and stays there: glibc's own upper limit."""
+"""Bytes of the largest block that is taken from the heap and stays there when freed: glibc's own upper limit."""
 
 
 def keep_freed_memory() -> bool:
-    """Keep blocks of up to 32 MiB that are freed, and 64 MiB at the end of the heap.
+    """Keep freed blocks of up to 32 MiB, and up to 64 MiB of free memory at the end of the heap.
 
-    glibc returns such memory to the system and clears each page when it gets it back, which costs a link a third of its
-    CPU time. It moves its limits up by itself, to these, when large blocks are freed (mallopt(3)); this starts there.
-    For a process's own start, before other threads run: the setting is that of the whole process.
+    By default glibc returns such memory to the system, and the kernel clears each page when it is taken again, which
+    costs a link a third of its CPU time. glibc raises its limits to these by itself as large blocks are freed
+    (mallopt(3)); this call sets them from the start. Call it when the process starts, before there are other threads:
+    it holds for the whole process.
 
     Returns:
-        Whether it is set: not without glibc.
+        Whether the limits are set; False without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

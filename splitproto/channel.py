@@ -79,7 +79,10 @@ class Channel:
         return True
 
     def read_into(self, target: memoryview) -> int:
-        """Decrypt into `target` until it is full, more ciphertext is needed or the peer closed; how many octets.
+        """Decrypt into `target` until it is full, more ciphertext is needed or the peer has closed.
+
+        Returns:
+            How many octets were written.
 
         Raises:
             SecureChannelError: an alert or a damaged record; what came before it was returned by the call before.
@@ -87,7 +90,7 @@ class Channel:
         """
         read, size, done = self._tls.read, len(target), 0
         try:
-            # OpenSSL gives one record a call.
+            # OpenSSL returns at most one record per call.
             while done < size and not self.peer_closed and self._broken is None:
                 # The stubs do not know that a buffer makes `read` return a count.
                 count: int = read(size - done, target[done:])  # type: ignore[assignment]
@@ -137,7 +140,7 @@ class Channel:
         return self._outgoing.pending
 
     def lead(self, head: bytes) -> None:
-        """What `drain` returns before the ciphertext of the next `write`; nothing may be waiting."""
+        """Put `head` before the ciphertext of the next `write`, for `drain` to return; nothing may be waiting."""
         self._outgoing.write(head)
 
     def drain(self, most: int = MAX_ENVELOPE_BODY) -> bytes:

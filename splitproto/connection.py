@@ -256,7 +256,7 @@ class Connection:
         elif self.closed:
             return None
         else:
-            # Ciphertext is not copied once more to be put behind its header.
+            # The header goes into the buffer first: joining it to the ciphertext would be another copy.
             self._channel.lead(head)
             self._encrypt_more(now)
             octets = self._channel.drain(constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY)

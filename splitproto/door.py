@@ -230,7 +230,7 @@ class Door(Reception):
         return True
 
     def _came_by(self, link: _Link, visitor: Visitor | None) -> None:
-        """Note which connection a link belongs to: a lane may learn of a connection after its first message."""
+        """Note which connection a link belongs to: a lane may hear of a connection only after its first message."""
         if visitor is None or visitor is link.visitor:
             return
         if link.admitted:

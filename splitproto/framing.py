@@ -24,7 +24,7 @@ _HEADER = struct.Struct(">BBHII")
 _U64 = struct.Struct(">Q")
 END = 0x01
 SCRATCH = 4096
-"""Octets for a frame that is no piece of a tensor; more are taken when one is longer, which few links ever see."""
+"""Octets of the buffer for a frame that is no piece of a tensor; it grows for a longer one, which few links see."""
 
 
 class FrameType(IntEnum):

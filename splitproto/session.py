@@ -29,7 +29,7 @@ from .messages import Bye, Message
 from .negotiation import Agreement
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGER = 0.0005, 0.02, 1.25
-"""Seconds between two looks at a full queue: short ones for one that moves, long ones for a peer that has stopped."""
+"""Seconds between two attempts at a full queue: short for one that moves, longer for a peer that has stopped."""
 _LINGER, _LAST_WORDS = 1.0, 0.05
 _EXCUSE_S = 5.0
 """A link that ends so soon after this process was stopped ended because of that."""
@@ -324,7 +324,7 @@ class Session:
         self._wake.set()
         self._answered.set()
         when = self._connection.next_timer()
-        # One that fires early asks again: cheaper than a new one for every envelope.
+        # A timer that fires too early is set again: cheaper than a new one for every envelope.
         if self._timer is not None and (when < self._due or when == math.inf):
             self._timer.cancel()
             self._timer = None

@@ -60,7 +60,7 @@ class Visitors:
             self._strangers[visitor] = None
 
     def look(self, now: float) -> list[tuple[str, LocalError]]:
-        """End the connections that are over a limit. Returns which were refused by that, and why."""
+        """End the connections that are over a limit. Returns those that this refuses, and why."""
         told: list[tuple[str, LocalError]] = []
         for visitor in list(self._all):
             if visitor.ended:
@@ -98,6 +98,6 @@ class Visitors:
         return told
 
     def _end_idle(self, visitor: Visitor, error: LocalError) -> list[tuple[str, LocalError]]:
-        """End a connection without a link: a refusal, unless it has had one, as when many sites leave at once."""
+        """End a connection without a link. That refuses it, unless it has had one, as when many sites leave at once."""
         self.end(visitor)
         return [] if visitor.known else [(visitor.source, error)]

@@ -27,7 +27,7 @@ class Visitor(ABC):
     links: int = field(default=0, init=False)
     """Admitted ones."""
     known: bool = field(default=False, init=False)
-    """It has had an admitted link: to end it is no refusal."""
+    """It has had an admitted link, so ending it is no refusal."""
     faults: int = field(default=0, init=False)
     """Messages that belonged to no link."""
     refused: bool = field(default=False, init=False)

@@ -27,7 +27,7 @@ from .base import Visitor
 
 LONGEST_MESSAGE = constants.ENVELOPE_HEADER + constants.MAX_ENVELOPE_BODY
 QUEUE = 4
-"""ZeroMQ messages queued per peer and direction, at most 4 MiB: what a small message waits for is in these queues."""
+"""ZeroMQ messages queued per peer and direction, at most 4 MiB: a small message waits for what is queued here."""
 STRANGER_HOLDS = 2 * constants.MAX_HANDSHAKE_BYTES
 """Bytes that libzmq may hold for a connection without an admitted link: a whole handshake and its envelopes."""
 PEER_HOLDS = (QUEUE + 2) * LONGEST_MESSAGE

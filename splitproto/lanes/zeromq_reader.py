@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 KEPT = 3
 """Parts of one message that are kept: one more than any valid message has, so that its reader sees the excess."""
 MESSAGES_A_TURN, PARTS_A_TURN, BYTES_A_TURN = 32, 256, 1 << 20
-"""Read before everybody else on the loop gets a turn: an answer waits no longer than for a MiB to be decrypted."""
+"""Read before others on the loop get a turn: an answer waits no longer than it takes to decrypt about a MiB."""
 MONITOR_QUEUE = 100_000
 """Parts of reports that may wait, two to a report, 64 bytes each; libzmq adds 1,000 of its own."""
 

@@ -177,7 +177,7 @@ def make_judge(
         modalities: those that are attacked.
         others: similar images, with masks for the finder; None: floors from the truth's other patients.
         tumour: train the finders (half a minute each).
-        finder_steps: of their training.
+        finder_steps: training steps of each finder.
         finders: from `train_finders`; None: they are trained here.
     """
     if truth is None:
@@ -200,7 +200,7 @@ def make_judge(
 def train_finders(
     modalities: Collection[str], others: Samples | None, steps: int = 300
 ) -> dict[str, Segmenter]:
-    """By modality, a finder of what is segmented; none where there are no labelled images of others to learn from."""
+    """Networks that find what is segmented, by modality; none for a modality without labelled images of others."""
     if others is None or others.outlines is None:
         return {}
     return {

@@ -30,9 +30,9 @@ FEDERATION = "brats-demo"
 HUB = "hub"
 SITES = {f"hospital-{modality}": modality for modality in ("flair", "t1", "t1ce", "t2")}
 SEAT = "t1"
-"""At which a hospital records the gradients that it is sent."""
+"""The seat whose hospital records the gradients that it is sent."""
 ATTACKED = 4
-"""Patients held out whose evaluation the coordinator records and that are attacked."""
+"""How many of the patients held out are attacked; the coordinator records their evaluation."""
 TIMED_OUT = 3
 MAX_STATUS = 1 << 20
 """Bytes of a daemon's status.json."""

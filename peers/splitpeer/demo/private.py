@@ -19,7 +19,8 @@ MAKER = next(iter(SITES))
 """The hospital that makes all encoders."""
 SUM = "sum"
 KNOWN, COLLUDE = "others-known", "others-collude"
-"""What is attacked: the sum, a hospital's values, and these with all others' images; folders of the attacks."""
+"""What is attacked: the sum, one hospital's values, and these together with all others' images. Folders have the same
+names."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attacks on the private demo, in processes of their own: they get ready while the demo has a core to spare.
+"""Attacks on the private demo, in processes of their own, which prepare while the demo leaves a core free.
 
 This module imports no torch: the demo's own process stays light, and its workers import `sum_leak`.
 """
@@ -21,11 +21,11 @@ from splitpeer.errors import JobFailed
 STRANGERS = 24
 """Phantom patients of another seed: the adversary's own similar images."""
 SHARED = ((KNOWN, COLLUDE), (SUM,))
-"""What each process does."""
+"""The experiments of each process."""
 NICE = 10
-"""Priority of the attacks: what the demo itself computes goes first."""
+"""Added to the niceness of the attacks, so that the demo's own work goes first."""
 ATTACK_S = 3600.0
-"""All of it, at most."""
+"""Seconds that one process may take."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,23 @@ class AttackEffort:
         }
     )
     finder_steps: int = 100
-    """Of the networks that look for tumours in what was rebuilt; 0: none does."""
+    """Training steps of the networks that look for tumours in what was rebuilt; 0: there are none."""
 
 
 EFFORT = AttackEffort()
 
 
 class SumAttacks:
-    """Of a private demo: attacks on the sums that were kept, and on what all other hospitals together could subtract.
+    """Attacks on a private demo: on the sums that were kept, and on what is left when all other hospitals subtract
+    their parts.
 
     The adversary is stronger than a real one: it holds the encoders of all hospitals. It learns from its own images
-    at once, and attacks when the hospitals have stopped, beside the training: two processes of one thread each.
+    at once, and attacks during the training, as soon as the hospitals have stopped: two processes of one thread each.
 
     Args:
-        federation: it is set up.
-        job: its settings.
-        effort: how hard they try.
+        federation: the demo's, already set up.
+        job: the demo's settings.
+        effort: how hard the adversary tries.
     """
 
     def __init__(self, federation: Federation, job: PrivateJob, effort: AttackEffort) -> None:
@@ -69,22 +70,23 @@ class SumAttacks:
         ]
 
     def start(self) -> None:
-        """The hospitals have stopped: the coordinator has all that it will have."""
+        """Begin to attack: the hospitals have stopped, so the coordinator has all that it will ever have."""
         self._stopped.set()
 
     def stop(self) -> None:
-        """End what runs, done or not."""
+        """End the processes, finished or not."""
         self._pool.terminate()
         self._pool.join()
 
     def report(self, page: Path) -> dict[str, float]:
-        """Wait for all, and write the page.
+        """Wait for all attacks, and write the page.
 
         Returns:
-            A few figures for the terminal; of the sum, that of the contrast that shows most, and the mean over all.
+            A few figures for the terminal. For the sum: the figure of the contrast that shows most, and the mean over
+            contrasts.
 
         Raises:
-            JobFailed: there is no feature bank, or they take too long.
+            JobFailed: there is no feature bank, or the attacks take too long.
         """
         self.start()
         folders: list[Path] = []

@@ -1,4 +1,4 @@
-"""The private demo's last part: what its coordinator kept, sums, is attacked by an adversary with all encoders."""
+"""The private demo's last part: an adversary with all encoders attacks the sums that the coordinator kept."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ READ = {
     KNOWN: "one hospital's values",
     COLLUDE: "one hospital's values and all others' images",
 }
-"""What an attack reads."""
+"""What each experiment's attacks read."""
 LEFT_OUT = (
     "Neighbouring slices of a sum, white-box searches of it, and the coordinator with one hospital are left out for "
     "time: splitpeer audit measures them on a hospital's own images.",
@@ -63,12 +63,13 @@ SYNTHETIC = (
 
 
 class SumLeak:
-    """An adversary that has learned what its own images teach, before there are any sums.
+    """An adversary that learns from its own images, before there are any sums.
 
     Args:
-        federation: it is set up, and its strangers are written.
-        attacks: by experiment: `SUM`, `KNOWN`, `COLLUDE`.
-        finder_steps: 0: nothing looks for tumours.
+        federation: the demo's, already set up; the strangers' images are written.
+        job: the demo's settings.
+        attacks: by experiment (`SUM`, `KNOWN`, `COLLUDE`).
+        finder_steps: training steps of the networks that look for tumours; 0: there are none.
 
     Raises:
         JobFailed: the job has no secure fusion.
@@ -92,12 +93,12 @@ class SumLeak:
             federation.folder / "strangers", tuple(SITES.values()), salt=self._salt[::-1], convention="msd"
         )
         self._others = shadow(strangers, self._window, SHADOW)
-        # A finder of tumours for each contrast that is attacked takes as long as an attack.
+        # Only for contrasts that are attacked: training a finder takes as long as an attack.
         self._attacked = tuple(SITES.values()) if SUM in attacks else (SEAT,)
         self._finders = train_finders(self._attacked, self._others, finder_steps) if finder_steps else {}
 
     def attack(self) -> tuple[list[Path], dict[str, float]]:
-        """Folders of the experiments, and their figures.
+        """Run the attacks. Returns the experiments' folders and their figures.
 
         Raises:
             JobFailed: there is no feature bank.
@@ -120,7 +121,7 @@ class SumLeak:
         return folders, figures
 
     def _experiments(self) -> Iterator[tuple[str, Experiment]]:
-        """Those that are asked for, by name."""
+        """The experiments that were asked for, with their names."""
         federation, config, on_wire = self._federation, self._config, self._on_wire
         cohort = Cohort.read(federation.data, tuple(SITES.values()), salt=self._salt, convention="msd")
         if cohort.labels is None or (bank := Bank.open(coordinator_bank(federation))) is None:
@@ -141,7 +142,7 @@ class SumLeak:
             yield SUM, seen(parts, sum_of(sites), sums)
         if self._attacks.keys() & {KNOWN, COLLUDE}:
             theirs = sent([part for part in parts if part.seat.name != SEAT], samples, truth.images)
-            # What the coordinator and all others have together: the sum without their own parts.
+            # What the coordinator and all others know together: the sum minus their own parts.
             left = remaining(sums, [over_seats(by_seat) for by_seat in theirs.values()], self._fusion)
             known = seen(own, known_partners(sites), left)
             if KNOWN in self._attacks:
@@ -151,7 +152,7 @@ class SumLeak:
                 yield COLLUDE, replace(together, view=replace(together.view, summed=all_collude(sites)))
 
     def _parts(self) -> list[FrozenSeat]:
-        """All hospitals' encoders, as their files have them."""
+        """The encoders of all hospitals, read from their files."""
         found = []
         for site, modality in SITES.items():
             seat, backbone = Seat(modality, (modality,)), self._config.model.backbone()

@@ -223,7 +223,7 @@ class Room:
 
     @cached_property
     def _fixed_octets(self) -> int:
-        # Counting an encoder's weights may mean to build it, so not for every batch.
+        # Cached: counting an encoder's weights may mean building it.
         return _fixed_octets(self.backbone, self.seats, self.voxels)
 
     def check(self, rows: Mapping[str, int], *, train: bool) -> None:

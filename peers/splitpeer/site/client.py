@@ -93,7 +93,7 @@ LEAVE_S = 20.0
 DAMAGED_AT_FIRST = 3
 """How often a first link may fail in a way that may be damage in transit; after that it is a refusal."""
 REST_S, LONGEST_REST_S = 5.0, 600.0
-"""Pauses after a coordinator asked for more than the budgets allow, or in an epoch that is over."""
+"""Pauses after a coordinator has asked for more than the budgets allow, or in an epoch that is over."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
@@ -324,7 +324,7 @@ class Client:
             return
 
     async def _rest(self, error: LocalError) -> None:
-        """SP-11.15-8: the coordinator asks for what it does not get: this site stays up, and gives it time."""
+        """SP-11.15-8: the coordinator asked for what this site declines: the site waits, and stays up."""
         self._report(h.AskedTooMuch(error.reason, self._rest_s))
         # Not the coordinator's absence, so it costs no patience.
         self._deadline = None

@@ -578,14 +578,14 @@ class SiteJob:
             self._labels.forget(withdrawn, everywhere=True)
 
     def newly_revoked(self) -> list[bytes]:
-        """SP-11.13-12: who has withdrawn consent, and the coordinator was not told so on this link (compute thread).
+        """SP-11.13-12: who has withdrawn consent without the coordinator being told on this link (compute thread).
         Raises DataError: the list cannot be read, or withdraws too many."""
         self._heed_consent()
         gone = {key for key, cause in self.unusable.items() if cause == CONSENT and key in self._means.named}
         return sorted(gone - self._revoked)
 
     def note_revoked(self, keys: Collection[bytes]) -> None:
-        """The coordinator was told of these, and is not told again on this link."""
+        """The coordinator has been told of these; it is not told again on this link."""
         self._revoked = self._revoked.union(keys)
 
     def hear_withdrawn(self, told: Withdrawn) -> None:

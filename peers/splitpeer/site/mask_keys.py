@@ -38,13 +38,13 @@ PUBLIC = "fusion.public"
 """In the folder of a run: public keys, and when they were made. It outlives the keys."""
 DAY_S = 86_400.0
 SKEW_S = 86_400.0
-"""How far the time at which a key was made may lie in the future."""
+"""Seconds by which a key may be dated in the future."""
 PURPOSE = "the key of this site's masks"
 LOST = "its run cannot continue, begin a new one"
 
 
 class OtherEpoch(PolicyRefused):
-    """A question of the service in an epoch whose key this site does not have: it ends the link, and the site stays."""
+    """The service asked in an epoch whose key this site does not have. The link ends; the site stays."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class MaskKeys:
         """With what an answer in this mode is masked.
 
         Raises:
-            OtherEpoch: the key of the epoch was deleted, or is not there yet.
+            OtherEpoch: this epoch's key was deleted, or does not exist yet.
             PolicyRefused: the key of training was deleted.
             DataError: one whose time is over cannot be removed.
         """
@@ -271,10 +271,10 @@ def _expire(folder: Path, days: float, report: h.Reporter, now: float) -> None:
 
 
 def _over(since: float, days: float, now: float) -> str:
-    """Why the time of a key that was made at `since` is over; empty: it is not."""
+    """Why a key that was made at `since` is too old; empty: it is not."""
     if now - since > days * DAY_S:
         return f"it was made more than {days:g} days ago ([policy] max_key_days)"
-    # A clock that was wrong once must not keep a key alive; nor what is no number, which compares with nothing.
+    # A clock that was wrong once must not keep a key alive. `not <=` also catches NaN.
     if not since - now <= SKEW_S:
         return "its file has a time in the future: the clock was wrong then or is now, so its age is unknown"
     return ""
@@ -286,7 +286,7 @@ def _no_key(told: Settled | None, service: ServiceKeys | None) -> str:
         return why
     return (
         f"{why}: the coordinator is in epoch {told.epoch}, the site in {service.epoch}. Was the coordinator restored "
-        "from a backup? The site answers when requests have brought it as far"
+        "from a backup? Each request takes it one epoch further; the site answers when it has caught up"
     )
 
 

@@ -62,14 +62,14 @@ def mark_complete(folder: Path, report: h.Reporter) -> None:
 
 
 def forget_all_keys(folder: Path, report: h.Reporter) -> None:
-    """The keys of the masks of a complete run go, and that they did is reported. Raises OSError."""
+    """Delete a complete run's keys for masks, and report each. Raises OSError."""
     run, why = run_of(folder), "the run is complete"
     for name in forget_mask_keys(folder):
         report(h.MaskKeyDeleted(run, why) if name == FUSION_KEY else h.ServiceKeyDeleted(run, why))
 
 
 def run_of(folder: Path) -> str:
-    """In hexadecimal."""
+    """The run that a folder belongs to, in hexadecimal."""
     return folder.name.rpartition("-")[2]
 
 

@@ -73,11 +73,11 @@ def own_file(path: Path, purpose: str) -> bytes:
 
 
 def forget_mask_keys(folder: Path) -> tuple[str, ...]:
-    """Both keys of a run's masks, as far as they are there (SP-11.18-5), and what a crash left of writing them. Raises
+    """Delete both keys of a run's masks, if they exist (SP-11.18-5), and what a crash left of writing them. Raises
     OSError.
 
     Returns:
-        Names of those that were there.
+        Names of the keys that existed.
     """
     there = tuple(name for name in (FUSION_KEY, SERVICE_KEY) if (folder / name).exists())
     for name in (FUSION_KEY, SERVICE_KEY):

@@ -194,7 +194,7 @@ class Summing:
         )
         tensors = fusion.masked(masking, asked, words)
         if forward.mode != "release":
-            # SP-11.18-18: of an answer that other masks conceal in a later epoch, the words stay the same.
+            # SP-11.18-18: in a later epoch the same answer has other masks, but the same words.
             self._given.record(asked, words if forward.mode == "infer" else tensors, self._keep)
         return tensors
 

@@ -52,8 +52,8 @@ class Upkeep:
     ) -> None:
         """Tell the coordinator at once of consent that is withdrawn; until it is cancelled, or the link is over.
 
-        What cannot be read is reported here once; the next batch, request or link stops the site with it. A look that
-        takes too long is followed by another, which finds whoever was not told of.
+        A list that cannot be read is reported here once; the next batch, request or link then stops the site. If a look
+        takes too long, the next one finds the same patients again.
 
         Args:
             said: told whom the coordinator is told of.

@@ -26,7 +26,7 @@ class LateConsent:
         self._said: dict[str, set[bytes]] = {}
         self._located: dict[str, set[bytes]] = {}
         self._strangers: set[str] = set()
-        """Sites that have named patients who are not theirs."""
+        """Sites that have named patients of other sites."""
         self._heeded: dict[str, frozenset[bytes]] = {}
 
     def note(self, site: str, key: bytes) -> None:
@@ -34,7 +34,7 @@ class LateConsent:
         self._said.setdefault(site, set()).add(key)
 
     def note_located(self, site: str, key: bytes) -> None:
-        """A site was asked about a patient, and has an image: its word counts from now on."""
+        """A site was asked about a patient and has an image: from now on it may withdraw this patient's consent."""
         self._located.setdefault(site, set()).add(key)
 
     def news(self, dropped: frozenset[bytes]) -> Mapping[str, frozenset[bytes]]:
@@ -67,7 +67,7 @@ class LateConsent:
         if not gone <= own and site.name not in self._strangers:
             self._strangers.add(site.name)
             log.warning(
-                "%s says of patients who are not its own that they withdrew consent: no notice is taken of it",
+                "%s says that patients who are not its own have withdrawn consent: this is ignored",
                 site.name,
             )
         return frozenset(gone & own)

@@ -228,17 +228,17 @@ class MaskKeyDeleted(Happening):
 
 @dataclass(frozen=True)
 class ServiceKeyReplaced(Happening):
-    """SP-11.18-18, SP-11.18-19: what was recorded of requests before this epoch cannot be read with anything here."""
+    """SP-11.18-18, SP-11.18-19: nothing kept here can unmask recorded requests of earlier epochs any more."""
 
     run: str
     epoch: int
-    """That of the new key."""
+    """The new key's."""
     cause: str
 
 
 @dataclass(frozen=True)
 class ServiceKeyDeleted(Happening):
-    """SP-11.18-5, SP-11.18-19: the same of all requests of a run; no key is in its place."""
+    """SP-11.18-5, SP-11.18-19: nothing kept here can unmask recorded requests of this run, and no new key was made."""
 
     run: str
     cause: str

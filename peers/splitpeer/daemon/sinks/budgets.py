@@ -31,7 +31,7 @@ LIMITS: Mapping[type[h.Happening], Limit] = {
     h.SiteRefused: Limit(noted=100, a_second=0.01, at_once=20.0),
     h.SecondLink: Limit(noted=100, a_second=0.1),
     h.LinkRefused: Limit(noted=1000),
-    # One for each request is what a coordinator needs.
+    # An honest coordinator causes one for each request.
     h.ServiceKeyReplaced: Limit(noted=10_000, a_second=1.0, at_once=30.0),
     h.SegmentationCancelled: Limit(noted=1000, a_second=1.0, at_once=30.0),
 }
