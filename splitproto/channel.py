@@ -105,7 +105,8 @@ class Channel:
         except ssl.SSLError as error:
             self._broken = self._failed(error)
         if self._broken is not None and not done:
-            raise self._broken
+            # Kept without a traceback, which would keep the link: see `again`.
+            raise self._broken.again()
         return done
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

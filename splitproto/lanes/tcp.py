@@ -30,8 +30,8 @@ QUEUE = 4
 """ZeroMQ messages queued per peer and direction, at most 4 MiB: a small message waits for what is queued here."""
 STRANGER_HOLDS = 2 * constants.MAX_HANDSHAKE_BYTES
 """Bytes that libzmq may hold for a connection without an admitted link: a whole handshake and its envelopes."""
-PEER_HOLDS = (QUEUE + 2) * LONGEST_MESSAGE
-"""For one with an admitted link: a full queue, the message that is being read and the one that arrives."""
+PEER_HOLDS = (QUEUE + 3) * LONGEST_MESSAGE
+"""For one with an admitted link: a full queue, the message that is being read, the one that arrives, and ZMTP's own."""
 _NONE = -1
 """No file has this inode."""
 _RECEIVED = struct.Struct("=128xQ")

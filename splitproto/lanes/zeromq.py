@@ -117,10 +117,11 @@ class Dealer(Dialled):
             )
         elif self._reader is not None:
             # What has already arrived (an error, an alert) explains the loss better than the loss itself.
-            self._reader.look()
-            asyncio.get_running_loop().call_soon(
-                self._caller.carrier_lost, LinkLost("the connection was lost")
-            )
+            self._reader.drain()
+            if self._caller is not None:
+                asyncio.get_running_loop().call_soon(
+                    self._caller.carrier_lost, LinkLost("the connection was lost")
+                )
 
 
 class ZmqLane(Lane):

@@ -51,8 +51,9 @@ class Reader:
         self.look()
 
     def look(self) -> None:
-        """Read soon if something waits, whatever the file descriptor says."""
-        if not self._scheduled and not self.socket.closed and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[arg-type, operator]
+        """Read soon, whatever the file descriptor says."""
+        # Asking for EVENTS first would be cheaper, but makes libzmq throw away what a lost connection left.
+        if not self._scheduled and not self.socket.closed:
             self._scheduled = True
             self._loop.call_soon(self._read)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +124,24 @@ def test_what_came_before_a_damaged_record_is_read_first(two: Two) -> None:
         with pytest.raises(SecureChannelError):
             two.server.read_into(buffer)
     assert two.server.drain(), "an alert"
+
+
+def test_a_channel_with_a_damaged_record_is_in_no_cycle(two: Two) -> None:
+    """Otherwise a link's TLS state, and a half received tensor, stay until a full garbage collection."""
+    two.shake()
+    two.client.write(b"more")
+    octets = bytearray(two.client.drain())
+    octets[-1] ^= 1
+    two.server.feed(memoryview(octets))
+    with pytest.raises(SecureChannelError):
+        two.server.read_into(memoryview(bytearray(RECORD)))
+    left = weakref.ref(two.server)
+    gc.disable()
+    try:
+        del two.server
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_what_leads_comes_before_the_ciphertext(two: Two) -> None:

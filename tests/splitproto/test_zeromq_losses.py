@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ from splitproto.errors import (
     RemoteError,
     SplitprotoError,
 )
+from splitproto.lanes.zeromq import Dealer
 from splitproto.messages import Activations, Applied, Gradients, Progress
 from splitproto.negotiation import Offer
 from splitproto.session import Session
@@ -252,3 +254,41 @@ async def test_a_steady_stream_that_is_read_is_never_too_much(
         assert (await client.receive(SOON)).step == step  # type: ignore[attr-defined]
     await client.receive(SOON)
     await part(client, coordinator)
+
+
+class Listening:
+    """Notes what a dialling end is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[int | str] = []
+        self.over = asyncio.Event()
+
+    def arrived(self, data: bytes | memoryview) -> None:
+        self.told.append(len(data))
+        if len(data) > 1000:
+            time.sleep(0.008)  # as long as decrypting it may take
+
+    def carrier_lost(self, error: SplitprotoError) -> None:
+        self.told.append("lost")
+        self.over.set()
+
+
+async def test_what_arrived_before_a_connection_was_lost_is_read_first() -> None:
+    """The last of it says why: a refusal, a bye. More than one turn of the reader's waits before it."""
+    for _ in range(5):
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            end, caller = (
+                Dealer(f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"),
+                Listening(),
+            )
+            end.start(caller)
+            while not end.try_send(b"hello") or not router.poll(100):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            route, _ = router.recv_multipart()
+            for octets in (700_000, 700_000, 99):
+                router.send_multipart((route, bytes(octets)))
+            threading.Timer(0.01, router.close, (1000,)).start()
+            async with asyncio.timeout(SOON):
+                await caller.over.wait()
+            end.close()
+            assert caller.told == [700_000, 700_000, 99, "lost"]

@@ -158,6 +158,7 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     console.print(
         f"one hospital trains the encoders of all on {job.strangers} other patients, and hands them over"
     )
+    _end_on_signals()
     attacks = SumAttacks(federation, job, EFFORT) if leak else None
     leaked: dict[str, float] = {}
     try:
@@ -212,9 +213,7 @@ def _train(
 ) -> None:
     """Start the daemons and wait for the job's end; `alone` is called once no hospital's process is left. Raises
     JobFailed."""
-    # Stopping the demo, or closing its terminal, must not leave daemons behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    _end_on_signals()
     try:
         pids = federation.start()
         console.print(
@@ -227,6 +226,12 @@ def _train(
         federation.wait(alone)
     finally:
         federation.stop()
+
+
+def _end_on_signals() -> None:
+    """Stopping the demo, or closing its terminal, must not leave processes behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 def _dice(result: Mapping[str, Any]) -> dict[str, Scores]:

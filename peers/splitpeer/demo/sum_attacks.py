@@ -27,6 +27,9 @@ NICE = 10
 ATTACK_S = 3600.0
 """Seconds that one process may take."""
 
+PARENT_S = 5.0
+"""Seconds between two looks at the demo's own process: a worker does not outlive it."""
+
 
 @dataclass(frozen=True)
 class AttackEffort:
@@ -125,7 +128,9 @@ def _attack(
     leak = SumLeak(
         Federation(folder, job), job, {name: effort.attacks[name] for name in names}, effort.finder_steps
     )
-    _stopped.wait()
+    while not _stopped.wait(PARENT_S):
+        if (demo := multiprocessing.parent_process()) is None or not demo.is_alive():
+            raise SystemExit(1)
     return leak.attack()
 
 

@@ -153,7 +153,7 @@ class MaskKeys:
 
         Raises:
             OtherEpoch: this epoch's key was deleted, or does not exist yet.
-            PolicyRefused: the key of training was deleted.
+            PolicyRefused: the key was deleted, and no other follows.
             DataError: one whose time is over cannot be removed.
         """
         self.expire()
@@ -161,6 +161,10 @@ class MaskKeys:
         if mode == "infer" or (mode == "release" and told is not None and told.trained):
             # SP-11.18-18: all parties are in one epoch, or their masks do not cancel.
             service = self._service
+            if service is None and not (self._folder / SERVICE_KEY).exists():
+                raise PolicyRefused(
+                    "the key of the service was deleted at this site, which answers no more requests of this run"
+                )
             if service is None or told is None or told.epoch != service.epoch:
                 raise OtherEpoch(_no_key(told, service))
             return service.masking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from splitpeer.errors import DataError
@@ -72,16 +73,17 @@ def own_file(path: Path, purpose: str) -> bytes:
     return found
 
 
-def forget_mask_keys(folder: Path) -> tuple[str, ...]:
+def forget_mask_keys(folder: Path) -> Iterator[str]:
     """Delete both keys of a run's masks, if they exist (SP-11.18-5), and what a crash left of writing them. Raises
     OSError.
 
-    Returns:
-        Names of the keys that existed.
+    Yields:
+        The name of each key that existed, once it is gone, so that it is reported even if the other cannot be deleted.
     """
-    there = tuple(name for name in (FUSION_KEY, SERVICE_KEY) if (folder / name).exists())
     for name in (FUSION_KEY, SERVICE_KEY):
+        there = (folder / name).exists()
         (folder / name).unlink(missing_ok=True)
         (folder / name).with_suffix(durable.PART).unlink(missing_ok=True)
-    durable.sync_folder(folder)
-    return there
+        durable.sync_folder(folder)
+        if there:
+            yield name
