@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Protocol
@@ -36,27 +35,13 @@ import numpy as np
 import zmq
 from rich.console import Console
 from rich.table import Table
+from working import DIGEST, HUB, MIB, PATIENT, WAIT_S, begin, certificates, credentials, join
 
-from splitproto import AllowList, Credentials, Listener, Session, Timing, dial, pki
+from splitproto import AllowList, Listener, Session, dial
 from splitproto.allocator import keep_freed_memory
-from splitproto.messages import (
-    Activations,
-    Begin,
-    Forward,
-    Inventory,
-    Job,
-    JobAccept,
-    JobOffer,
-    Level,
-    Sample,
-    Seat,
-)
+from splitproto.messages import Activations, Forward, Sample
 
 Shapes = tuple[tuple[int, ...], ...]
-MIB = 1 << 20
-WAIT_S = 120.0
-PATIENT = Timing(silence=600)  # the others' turns are silence for this link
-DIGEST = bytes(32)
 
 
 def skips(features: tuple[int, ...], batch: int, side: int) -> Shapes:
@@ -90,10 +75,6 @@ def empty(shapes: Shapes) -> list[memoryview]:
     return [np.empty(shape, np.float32).reshape(-1).view(np.uint8).data for shape in shapes]
 
 
-def credentials(folder: Path, site: str) -> Credentials:
-    return Credentials(folder / "ca.crt", folder / f"{site}.crt", folder / f"{site}.key")
-
-
 class Transport(Protocol):
     """The listening end of one way to move tensors."""
 
@@ -114,33 +95,11 @@ class Ours:
 
     async def _open(self, folder: Path, spawn: Callable[[Callable[..., None], object], None]) -> None:
         allow = AllowList({"client": {"sender"}}, "benchmark")
-        self.listener = Listener("tcp://127.0.0.1:0", credentials(folder, "hub"), allow, timing=PATIENT)
+        self.listener = Listener("tcp://127.0.0.1:0", credentials(folder, HUB), allow, timing=PATIENT)
         await self.listener.__aenter__()
         spawn(ours_sender, self.listener.address)
         self.session: Session = await self.listener.accept(WAIT_S)
-        job = Job(
-            "bench",
-            2,
-            "none",
-            (),
-            (Level("x0", 8, (16, 16)),),
-            (0,),
-            "f32",
-            (96, 96),
-            (),
-            False,
-            1,
-            1,
-            "sgd",
-            1.0,
-            0.0,
-            "constant",
-            1.0,
-        )
-        await self.session.send(JobOffer(bytes(16), (Seat("t1", ("t1",)),), job, DIGEST))
-        for _ in (JobAccept, Inventory):
-            await self.session.receive(WAIT_S)
-        await self.session.send(Begin(0, 0))
+        await begin(self.session)
 
     def fetch(self, case: str, times: int) -> None:
         self.loop.run_until_complete(self._fetch(list(CASES).index(case), times))
@@ -162,10 +121,7 @@ def ours_sender(folder: Path, address: str) -> None:
     async def run() -> None:
         allow = AllowList({"coordinator": {"hub"}}, "benchmark")
         session = await dial(address, credentials(folder, "sender"), allow, timing=PATIENT)
-        await session.receive(WAIT_S)
-        await session.send(JobAccept(bytes(16), 0, (), 0))
-        await session.send(Inventory((), True, bytes(8)))
-        await session.receive(WAIT_S)
+        await join(session)
         while isinstance(asked := await session.receive(3600), Forward):
             await session.send(Activations("evaluate", 0, asked.batch, DIGEST, payload(asked.batch)))
         await session.close("complete")
@@ -182,7 +138,7 @@ class TlsSocket:
             spawn(tls_sender, server.getsockname()[1])
             plain, _ = server.accept()
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = credentials(folder, "hub").server_context().wrap_socket(plain, server_side=True)
+        self.socket = credentials(folder, HUB).server_context().wrap_socket(plain, server_side=True)
 
     def fetch(self, case: str, times: int) -> None:
         for _ in range(times):
@@ -424,10 +380,8 @@ def main() -> None:
     keep_freed_memory()
     cases = given.case or list(CASES)
     with tempfile.TemporaryDirectory() as name:
-        folder, now = Path(name), datetime.now(UTC)
-        pki.create_ca(folder, "benchmark", now=now)
-        pki.issue(folder, "coordinator", "hub", hosts=["127.0.0.1"], now=now)
-        pki.issue(folder, "client", "sender", hosts=[], now=now)
+        folder = Path(name)
+        certificates(folder, ["sender"])
         if given.profile:
             for case in cases:
                 profile(folder, case, given.mib)

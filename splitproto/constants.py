@@ -15,7 +15,7 @@ MAX_RESET_TEXT = 200
 TLS_FEED = 256 * 1024
 """Plaintext given to TLS per write; memory BIOs slow down about seven times when fed far more."""
 ENVELOPE_FILL = 512 * 1024
-"""Ciphertext in an envelope after which no more is added; one more `TLS_FEED` still leaves it below its limit."""
+"""Ciphertext in an envelope after which no more is added."""
 MAX_HANDSHAKE_BYTES = 64 * 1024
 """TLS bytes taken from a peer before it is authenticated; flights are about 3 KiB."""
 RECORD_BUDGET = 1 << 24

@@ -87,6 +87,7 @@ def demo(
     """Four hospitals and a coordinator on this machine train one network over TLS."""
     private_files()
     _refuse_contradictions(context, private=private)
+    _end_on_signals()
     settings = {name: value for name, value in settings.items() if value is not None}
     if private:
         job = PrivateJob(**settings, strangers=strangers, pretraining_steps=pretraining_steps)
@@ -158,7 +159,6 @@ def _private(out: Path, job: PrivateJob, *, leak: bool) -> None:
     console.print(
         f"one hospital trains the encoders of all on {job.strangers} other patients, and hands them over"
     )
-    _end_on_signals()
     attacks = SumAttacks(federation, job, EFFORT) if leak else None
     leaked: dict[str, float] = {}
     try:
@@ -213,7 +213,6 @@ def _train(
 ) -> None:
     """Start the daemons and wait for the job's end; `alone` is called once no hospital's process is left. Raises
     JobFailed."""
-    _end_on_signals()
     try:
         pids = federation.start()
         console.print(

@@ -33,6 +33,8 @@ SEAT = "t1"
 """The seat whose hospital records the gradients that it is sent."""
 ATTACKED = 4
 """How many of the patients held out are attacked; the coordinator records their evaluation."""
+STRANGERS = 24
+"""Phantom patients of another seed: the adversary's own similar images."""
 TIMED_OUT = 3
 MAX_STATUS = 1 << 20
 """Bytes of a daemon's status.json."""
@@ -106,6 +108,7 @@ class Federation:
     def __init__(self, folder: Path, job: DemoJob, tell: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.job = folder, job
         self.data = folder / f"data-{job.patients}"
+        self.strangers = folder / "strangers"
         self.hub = folder / HUB
         self.results = self.hub / "results"
         self._pki = folder / "pki"

@@ -12,12 +12,10 @@ from splitpeer.audit.capture_audit import CaptureAudit
 from splitpeer.audit.experiment import Experiment, parse_order
 from splitpeer.audit.run_folder import RunFolder
 from splitpeer.data.phantom.cohort import write_phantom
-from splitpeer.demo.federation import ATTACKED, SEAT, SITES, Federation
+from splitpeer.demo.federation import ATTACKED, SEAT, SITES, STRANGERS, Federation
 from splitpeer.errors import JobFailed
 from splitpeer.report.build import write_report
 
-STRANGERS = 24
-"""Phantom patients of another seed: the adversary's own similar images."""
 QUICK = ("inverse:steps=40,width=16",)
 """On every contrast; the one that shows most is then attacked by `ATTACKS`."""
 ATTACKS = ("pca", "whitebox:iterations=150", "inverse:steps=120,width=16")
@@ -28,7 +26,7 @@ SHADOW = 400
 
 def attack_and_report(federation: Federation, page: Path, progress: Progress) -> dict[str, float]:
     """Attack both captures and write `report.html`; returns a few figures for the terminal."""
-    strangers = federation.folder / "strangers"
+    strangers = federation.strangers
     write_phantom(strangers, STRANGERS, seed=federation.job.seed + 1000)
     audit = partial(
         CaptureAudit, salt=federation.salt, truth=federation.data, convention="msd", seed=federation.job.seed,

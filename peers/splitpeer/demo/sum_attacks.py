@@ -14,19 +14,16 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from splitpeer.data.phantom.cohort import write_phantom
-from splitpeer.demo.federation import Federation
+from splitpeer.demo.federation import STRANGERS, Federation
 from splitpeer.demo.private import COLLUDE, KNOWN, SUM, PrivateJob
 from splitpeer.errors import JobFailed
 
-STRANGERS = 24
-"""Phantom patients of another seed: the adversary's own similar images."""
 SHARED = ((KNOWN, COLLUDE), (SUM,))
 """The experiments of each process."""
 NICE = 10
 """Added to the niceness of the attacks, so that the demo's own work goes first."""
 ATTACK_S = 3600.0
 """Seconds that one process may take."""
-
 PARENT_S = 5.0
 """Seconds between two looks at the demo's own process: a worker does not outlive it."""
 
@@ -65,7 +62,7 @@ class SumAttacks:
 
     def __init__(self, federation: Federation, job: PrivateJob, effort: AttackEffort) -> None:
         folder, spawn = federation.folder, multiprocessing.get_context("spawn")
-        write_phantom(folder / "strangers", min(STRANGERS, job.strangers), seed=job.seed + 1000)
+        write_phantom(federation.strangers, min(STRANGERS, job.strangers), seed=job.seed + 1000)
         self._stopped = spawn.Event()
         self._pool: Pool = spawn.Pool(len(SHARED), _worker, (self._stopped,))
         self._running: list[AsyncResult[tuple[list[Path], dict[str, float]]]] = [

@@ -90,7 +90,7 @@ class SumLeak:
         self._on_wire, self._fusion, self._window = on_wire, on_wire.fusion, window_of(on_wire)
         self._salt = load_salt(federation.salt)
         strangers = Cohort.read(
-            federation.folder / "strangers", tuple(SITES.values()), salt=self._salt[::-1], convention="msd"
+            federation.strangers, tuple(SITES.values()), salt=self._salt[::-1], convention="msd"
         )
         self._others = shadow(strangers, self._window, SHADOW)
         # Only for contrasts that are attacked: training a finder takes as long as an attack.
