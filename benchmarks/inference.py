@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line
 
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import SpoolRequest, now
@@ -257,6 +258,16 @@ def bound(figures: Figures) -> str:
     if (figures.hub_cpu_s + figures.site_cpu_s) > 0.7 * a_patient:
         return "processors, one after the other"
     return "waiting: wire, files, other work on the machine"
+
+
+ABOUT = ("A request, from the spool to the result.",)
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """Requests for one patient, from the spool to the result."""
+    for case, told in found.items():
+        patient = f"{told['latency_s']:.2f} s a patient, {told['per_minute']:.0f} patients a minute"
+        yield Line(f"inference, {case}", "", f"{patient}, {told['mib']:.0f} MiB of activations", None)
 
 
 def main() -> None:

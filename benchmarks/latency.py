@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, at_most, ratios, rounded, spread
 from working import HUB, MIB, PATIENT, WAIT_S, begin, certificates, credentials, forget_peak, join, memory
 
 from splitproto import AllowList, Listener, Session, dial
@@ -195,12 +196,6 @@ async def received(session: Session, octets: int) -> None:
         pass
 
 
-def spread(values: list[float]) -> str:
-    middle = statistics.median(values)
-    digits = 0 if middle >= 10 else 2
-    return f"{middle:.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def show(found: dict[str, Waits], peaks: dict[int, list[float]], rounds: int) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     table = Table(title=f"One request and its answer, ms: median of {rounds} rounds (min-max)")
@@ -212,13 +207,40 @@ def show(found: dict[str, Waits], peaks: dict[int, list[float]], rounds: int) ->
             [a / b for a, b in zip(*pair, strict=True)] for pair in ((row.p99, row.p50), (row.p50, bare))
         )
         cells = (row.p50, row.p99, *ratios, row.sent50, row.sent99)
-        table.add_row(kind, *map(spread, cells), str(row.count))
+        table.add_row(kind, *map(rounded, cells), str(row.count))
     console.print(table)
     table = Table(title="Growth of memory while one message arrives / size of its tensors")
     for mib in peaks:
         table.add_column(f"{mib} MiB", justify="right")
-    table.add_row(*(spread(ratios) for ratios in peaks.values()))
+    table.add_row(*(rounded(ratios) for ratios in peaks.values()))
     console.print(table)
+
+
+ABOUT = (
+    "A coordinator sends a small request and waits for the site's answer. p50 is the median of one round's requests,",
+    "p99 their 99th percentile.",
+)
+
+LINKS = {
+    "idle": "idle link",
+    "TLS socket, idle": "idle bare TLS socket",
+    "loaded": "link that is sending 256 MiB of tensors",
+}
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """How long a small request waits for its answer, and what receiving takes of memory."""
+    waits = found["waits"]
+    for kind, row in waits.items():
+        told = f"p50 {spread(row['p50'])} ms, p99 {spread(row['p99'])} ms"
+        yield Line(f"small request and its answer, {LINKS[kind]}", "", told, None)
+    loaded, quick = waits["loaded"], waits["idle"]["p50"]
+    told = f"p50 {spread(loaded['sent50'], 1)} MiB, p99 {spread(loaded['sent99'], 1)} MiB"
+    yield Line("loaded link: MiB that it sends between request and answer", "", told, None)
+    yield at_most("idle link: p99 / p50", ratios(waits["idle"]["p99"], quick), 3)
+    yield at_most("p99 of the loaded link / p50 of the idle link", ratios(loaded["p99"], quick), 3)
+    for size, peaks in found["peaks"].items():
+        yield at_most(f"receiving {size} MiB of tensors: extra memory at the peak / their size", peaks, 1.25)
 
 
 def main() -> None:

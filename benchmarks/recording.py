@@ -14,10 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, at_most
 
 from splitpeer import logs
 from splitpeer.coordinator.coordinator import Coordinator
@@ -92,6 +94,19 @@ def pairs(view: Switch, seconds: list[float]) -> list[dict[str, float]]:
         {"off": medians[n], "on": medians[n + 1], "cpu_off": cpu[n], "cpu_on": cpu[n + 1]}
         for n in range(2, len(medians) - 1, 2)  # the first pair warms up
     ]
+
+
+ABOUT = (
+    "The same federation; its coordinator records what it sees (`--curious`) for a few steps, then not for",
+    "as many, in turns.",
+)
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """Steps that the coordinator records, relative to others of the same run."""
+    yield at_most(
+        "training step with recording / without", [p["on"] / p["off"] for p in found["pairs"]], 1.03
+    )
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, at_least, at_most, rounded, spread
 from working import DIGEST, HUB, PATIENT, WAIT_S, begin, certificates, credentials, join, memory
 
 from splitproto import AllowList, Listener, Session, SplitprotoError, dial
@@ -55,7 +56,8 @@ class Figures:
     handshakes: float
     """Per second of the coordinator's CPU time."""
     idle_kib: float
-    """Memory per site that was admitted and has said nothing since."""
+    """Memory per site that was admitted and has",
+    "said nothing since."""
     worked_kib: float
     """The same after the steps."""
     idle_cpu: float
@@ -219,9 +221,24 @@ def coordinator(folder: Path, count: int, steps: int, octets: int) -> Figures:
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float]) -> str:
-    digits = 0 if statistics.median(values) >= 10 else 2
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+ABOUT = (
+    "Many sites at one coordinator, whose memory and CPU time are shown. A site is idle if it was admitted",
+    "and has said nothing since. In a step each site is sent two messages and answers both; one message each way holds a tensor of 64 KiB.",
+)
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """What a coordinator spends on its sites, by how many there are."""
+    for count, rounds in found.items():
+        column = {key: [one[key] for one in rounds] for key in rounds[0]}
+        yield at_least(f"{count} sites: handshakes per CPU second", column["handshakes"], 100, digits=0)
+        yield at_most(f"{count} sites: memory per idle site", column["idle_kib"], 200, " KiB", 0)
+        worked = spread(column["worked_kib"], 0)
+        yield Line(f"{count} sites: memory per site after steps", "", f"{worked} KiB", None)
+        idle = spread(column["idle_cpu"], 1)
+        yield Line(f"{count} sites: CPU while all are idle", "", f"{idle} % of a core", None)
+        told = f"{spread(column['step_ms'])} ms, {spread(column['step_cpu_ms'])} ms of CPU"
+        yield Line(f"{count} sites: a step, divided by the number of sites", "", told, None)
 
 
 def main() -> None:
@@ -258,7 +275,7 @@ def main() -> None:
     for heading in ("sites", *headings.values()):
         table.add_column(heading, justify="right")
     for count, rounds in found.items():
-        table.add_row(str(count), *(spread([getattr(one, key) for one in rounds]) for key in headings))
+        table.add_row(str(count), *(rounded([getattr(one, key) for one in rounds]) for key in headings))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, spread
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
@@ -215,6 +216,16 @@ def one_round(costs: Costs, folder: Path) -> None:
 
 def shown(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+ABOUT = ("CPU time from the start of a process to the point that the row names.",)
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """CPU seconds, of one process or of five."""
+    for row, told in found["rows"].items():
+        by = f"; {told['by_torch']:.2f} x `import torch`"
+        yield Line(row, "", f"{spread(told['cpu'])} CPU s{by}", None)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, spread
 
 from splitpeer.demo.federation import SITES, DemoJob, Federation
 from splitpeer.models import OUT_CHANNELS, build_split_network, unet_backbone
@@ -60,6 +62,25 @@ def federated(job: DemoJob, folder: Path) -> dict[str, list[float]]:
     lines = (federation.results / "metrics.jsonl").read_text().splitlines()
     steps = [line for line in map(json.loads, lines) if "loss" in line][WARM_UP:]
     return {key: [step[key] for step in steps] for key in ("seconds", "waited", "computed")}
+
+
+ABOUT = ("The demo's federation: five processes of one thread each, on two cores. The range is over steps.",)
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """A training step, relative to one of the same network in one process with two threads."""
+    rows = found["rows"]
+    whole = statistics.median(rows["whole, 2 thread(s), before"] + rows["whole, 2 thread(s), after"])
+    took = rows["four sites, over the wire"]
+    yield Line(
+        "training step, four sites and a coordinator",
+        "",
+        spread([1000 * one for one in took], 0) + " ms",
+        None,
+    )
+    yield Line("training step, whole network in one process, two threads", "", f"{1000 * whole:.0f} ms", None)
+    median = statistics.median(took) / whole
+    yield Line("four sites / one process", "<= 1.1", f"{median:.2f}", median <= 1.1)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ import numpy as np
 import zmq
 from rich.console import Console
 from rich.table import Table
+from rows import Found, Line, at_least, at_most, ratios, spread
 from working import DIGEST, HUB, MIB, PATIENT, WAIT_S, begin, certificates, credentials, join
 
 from splitproto import AllowList, Listener, Session, dial
@@ -367,6 +368,34 @@ def ratio(figures: dict[str, Figures], other: str) -> str:
     pairs = ((ours.rates, theirs.rates), (ours.costs, theirs.costs))
     medians = (statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in pairs)
     return "  ".join(f"{median:.2f}" for median in medians)
+
+
+ABOUT = (
+    "Tensors are moved from one process to another: messages of one tensor, or of the skip connections of a network for",
+    "one batch.",
+    "CPU time is that of both processes.",
+)
+
+NAMES = {"TLS socket": "a bare TLS socket", "gRPC": "gRPC", "CURVE": "ZeroMQ with CURVE"}
+"""Of the other transports."""
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """Rates and CPU time, and their ratios to those of other transports in the same round."""
+    for case, row in found["cases"].items():
+        ours = row["splitproto"]
+        own = f"{spread(ours['rates'], 0)} MiB/s, {spread(ours['costs'])} CPU s/GiB"
+        yield Line(f"{case}: splitproto", "", own, None)
+        for peer, target in (("TLS socket", 0.95), ("gRPC", 1.3), ("CURVE", 1.3)):
+            if peer in row:
+                yield at_least(
+                    f"{case}: rate / rate of {NAMES[peer]}", ratios(ours["rates"], row[peer]["rates"]), target
+                )
+        yield at_most(
+            f"{case}: CPU / CPU of {NAMES['TLS socket']}",
+            ratios(ours["costs"], row["TLS socket"]["costs"]),
+            1.15,
+        )
 
 
 def main() -> None:
