@@ -223,7 +223,8 @@ def coordinator(folder: Path, count: int, steps: int, octets: int) -> Figures:
 
 ABOUT = (
     "Many sites at one coordinator, whose memory and CPU time are shown. A site is idle if it was admitted",
-    "and has said nothing since. In a step each site is sent two messages and answers both; one message each way holds a tensor of 64 KiB.",
+    "and has said nothing since. In a step each site is sent two messages and answers both; one message",
+    "each way holds a tensor of 64 KiB.",
 )
 
 

@@ -371,8 +371,8 @@ def ratio(figures: dict[str, Figures], other: str) -> str:
 
 
 ABOUT = (
-    "Tensors are moved from one process to another: messages of one tensor, or of the skip connections of a network for",
-    "one batch.",
+    "Tensors are moved from one process to another: messages of one tensor, or of the skip connections of a network",
+    "for one batch.",
     "CPU time is that of both processes.",
 )
 
