@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from .clock import overslept
 from .connection import Connection
+from .cost import LinkCost
 from .errors import (
     DeadlineExceeded,
     Draining,
@@ -96,6 +97,8 @@ class Session:
         application sends and receives, bye included; not hello, welcome, error, heartbeats."""
         self.bytes_in = 0
         self.bytes_out = 0
+        self.cost = LinkCost()
+        """Seconds that this link has cost."""
         self._questions = 0
         self._answered = asyncio.Event()
         self._writer = self._loop.create_task(self._write())
@@ -171,7 +174,9 @@ class Session:
         if self.ended.done():
             raise self._why()
         done: asyncio.Future[None] = self._loop.create_future()
+        began = self._loop.time()
         self._connection.send(message, sent=lambda: None if done.done() else done.set_result(None))
+        self.cost.message += self._loop.time() - began
         self._tell("out", message)
         self._after()
         if done.done():
@@ -272,7 +277,9 @@ class Session:
     def arrived(self, data: bytes | memoryview) -> None:
         """One envelope from the peer."""
         self.bytes_in += len(data)
-        self._connection.receive(data, self._loop.time())
+        began = self._loop.time()
+        self._connection.receive(data, began)
+        self.cost.decrypt += self._loop.time() - began
         self._after()
         # SP-7-9: bodies wait for credit; heads do not, so a peer could fill our memory with them.
         if self._unread > UNREAD and self.alive:
@@ -364,7 +371,9 @@ class Session:
         """Move envelopes from the connection to the carrier, one at a time, so that small ones overtake."""
         try:
             while True:
-                data = self._connection.next_envelope(self._loop.time())
+                began = self._loop.time()
+                data = self._connection.next_envelope(began)
+                self.cost.encrypt += self._loop.time() - began
                 # Nobody else runs from here to the wait, so no wake-up is lost by clearing what `_after` sets.
                 self._after()
                 self._wake.clear()
@@ -391,7 +400,7 @@ class Session:
 
     async def _hand_over(self, data: bytes) -> bool:
         """False when the link ended while its queue stayed full."""
-        pause, ends = _FIRST_PAUSE, math.inf
+        pause, ends, full_from = _FIRST_PAUSE, math.inf, self._loop.time()
         while not self._carrier.try_send(data):
             if self.ended.done():
                 # The message that explains the end may still get through, unless the peer is gone.
@@ -400,5 +409,7 @@ class Session:
                     return False
             await asyncio.sleep(pause)
             pause = min(_LONGER * pause, _LONGEST_PAUSE)
+        if pause > _FIRST_PAUSE:
+            self.cost.blocked += self._loop.time() - full_from
         self.bytes_out += len(data)
         return True

@@ -174,6 +174,7 @@ def patched_modules() -> list[Any]:
             "splitpeer.daemon.sinks.budgets",
             "splitpeer.daemon.sinks.progress",
             "splitpeer.daemon.sinks.sparing",
+            "splitpeer.timeline.spans",
         )
     ]
 

@@ -133,6 +133,9 @@ TABLE: dict[str, Row] = {
         SOCKETS | UPPER | HEAVY, why="hospital software may read and write captures without a model"
     ),
     "splitpeer.captures.redefend": Row(SOCKETS | UPPER, why="runs defences as a live site does"),
+    "splitpeer.timeline": Row(
+        SOCKETS | UPPER | HEAVY, why="a daemon records with it, and its files are drawn without a model"
+    ),
     "splitpeer.daemon": Row(
         HEAVY | SHELLS | UPPER, why="watching a daemon needs no torch, and cannot touch a link"
     ),

@@ -62,6 +62,7 @@ from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, t
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
+from splitpeer.timeline.spans import Spans
 from splitproto import Door, Offer, Session
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
@@ -151,7 +152,7 @@ class Coordinator:
         )  # fmt: skip
         self._run = Run(
             self._job, job, half, self._team, labels, self._compute, self._files, self.result,
-            Seating(self._job, self._seats, {}), self._report,
+            Seating(self._job, self._seats, {}), self._report, spans=Spans(config.peer.site),
         )  # fmt: skip
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
         self._work: RunWork

@@ -22,6 +22,7 @@ from splitpeer.federation.halves import at_places
 from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part, Seating
 from splitpeer.settings.job import JobConfig
+from splitpeer.timeline.spans import LinkTimes, Spans, StepTiming
 from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
 from splitproto.errors import FusionMismatch
@@ -58,6 +59,9 @@ class Run:
     """Set to end after the step under way."""
     octets_from: int | None = None
     """Bytes on the wire up to the last commit, if training continued since."""
+    spans: Spans = field(default_factory=Spans)
+    """Where the time of a step goes."""
+    link_times: LinkTimes = field(default_factory=LinkTimes)
 
     @property
     def masks(self) -> Volumes:
@@ -78,13 +82,23 @@ class Run:
 
     _progress: ProgressMessages = field(default_factory=ProgressMessages)
 
-    async def computed(self, function: Callable[..., Any], *args: Any, what: str) -> Any:
-        """`function(*args)` within the deadline that the job has for a step."""
+    async def computed(self, function: Callable[..., Any], *args: Any, what: str, part: str = "") -> Any:
+        """`function(*args)` within the deadline that the job has for a step.
+
+        Args:
+            part: of the step, that its time is spent on; empty: it records its own.
+        """
+        function = self.spans.timed(part, function) if part else function
         return await self.compute.run(function, *args, what=what, timeout=self.job.seconds_per_step)
 
     async def on_disk(self, function: Callable[..., Any], *args: Any, what: str) -> Any:
         """`function(*args)`, which reads or writes files."""
         return await self.compute.run(function, *args, what=what, timeout=DISK_S)
+
+    def timing(self, began: float) -> StepTiming:
+        """Of a step that began at `began` (`time.monotonic`) and is over."""
+        links = [site.session for site in self.team.sites if site.session is not None]
+        return self.spans.take(began, self.link_times.take(links))
 
     def due(self, every: int) -> bool:
         """Whether what is done every so many steps, and after the last, is due."""

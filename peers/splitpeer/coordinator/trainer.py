@@ -108,7 +108,8 @@ class Trainer:
                 if not await self._save():
                     break
                 if run.due(run.settings.evaluation.every):
-                    await self._evaluator.evaluate(validation, stream)
+                    with run.spans.of("evaluation"):
+                        await self._evaluator.evaluate(validation, stream)
                     scored = run.committed
             except SiteRestarted as restarted:
                 run.report(h.SiteForgot(str(restarted)))
@@ -134,7 +135,8 @@ class Trainer:
         """Whether work continues, with a checkpoint if one is due."""
         run = self._run
         if run.due(run.settings.training.checkpoint_every):
-            saved = await self.savepoints.save()
+            with run.spans.of("checkpoint"):
+                saved = await self.savepoints.save()
             # The trained weights are not to be lost when everybody leaves.
             return saved or run.committed < run.job.steps or await self.savepoints.insist()
         if run.draining and all(site.here for site in run.team.present):
@@ -192,7 +194,9 @@ class Trainer:
         run.report(h.TrainingBegan(run.committed, run.job.steps))
         until = self._boundary(step)
         try:
-            await run.computed(stream.prepare, step - 1, until, what="the masks of the next batches")
+            await run.computed(
+                stream.prepare, step - 1, until, what="the masks of the next batches", part="masks"
+            )
         except PatientUnusable as error:
             return self._exclusion.own(error)
         await self._averaging.before(step, lambda site, seat: run.seating.count(site, seat, stream.patients))
@@ -201,7 +205,8 @@ class Trainer:
         unusable: UnusableBySite = {}
         try:
             out = self._left_out(forward)
-            arrived, unusable = told_apart(await self._ask(stream, step, until, out))
+            with run.spans.of("activations"):
+                arrived, unusable = told_apart(await self._ask(stream, step, until, out))
             waited = time.monotonic() - began
             wanted = await target
             if unusable:
@@ -217,7 +222,7 @@ class Trainer:
         computed = time.monotonic() - began - waited
         await self._apply(step, gradients)
         self._commit(step)
-        told = self._told(forward, loss, arrived, gradients, time.monotonic() - began, waited, computed)
+        told = self._told(forward, loss, arrived, gradients, began, waited, computed)
         await run.tell(told)
         return {}
 
@@ -238,12 +243,14 @@ class Trainer:
     async def _apply(self, step: int, gradients: Mapping[Place, Arrays]) -> None:
         """Each site applies what is its own; SP-11-31: who did not take part is told to count on."""
         run = self._run
-        back = {
-            site: for_site(site.name, site.seats, gradients, run.job.precision) for site in run.team.sites
-        }
-        await run.team.ask_all(
-            lambda site: site.apply(step, back[site]) if back[site] else site.advance(step)
-        )
+        with run.spans.of("encode"):
+            back = {
+                site: for_site(site.name, site.seats, gradients, run.job.precision) for site in run.team.sites
+            }
+        with run.spans.of("apply"):
+            await run.team.ask_all(
+                lambda site: site.apply(step, back[site]) if back[site] else site.advance(step)
+            )
 
     def _commit(self, step: int) -> None:
         """SP-11-7: a step is committed when every party has applied it."""
@@ -258,7 +265,7 @@ class Trainer:
 
     def _told(
         self, forward: Forward, loss: float, arrived: Arrived, gradients: Collection[Place],
-        seconds: float, waited: float, computed: float,
+        began: float, waited: float, computed: float,
     ) -> h.StepCommitted:  # fmt: skip
         """What there is to tell of the step; who was absent from it is counted."""
         run = self._run
@@ -272,10 +279,11 @@ class Trainer:
             loss,
             [seat for seat in run.seating.seats.names if seat not in made_with],
             sorted({seat for part in parts if part is not None for seat in part.seats()}),
-            seconds,
+            time.monotonic() - began,
             waited,
             computed,
             {site.name: sum(site.traffic) for site in run.team.sites},
+            run.timing(began),
         )
 
     async def _trained(
@@ -311,22 +319,25 @@ class Trainer:
         loss, gradient = math.nan, None
         if step.logits is not None:
             asked = Logits(forward.step, forward.samples, forward.digest, forward.seed, {LOGITS: step.logits})
-            answers = await run.team.ask_all(lambda one: loss_gradients(one, asked), [site])
+            with run.spans.of("labels"):
+                answers = await run.team.ask_all(lambda one: loss_gradients(one, asked), [site])
             if isinstance(answer := answers[site], Withdraw):
                 raise MasksUnusable(site, answer.patients)
             gradient = np.asarray(answer.tensors[LOGITS])
             loss = math.nan if answer.loss is None else answer.loss
-        return loss, await run.computed(step.end, gradient, what=what)
+        return loss, await run.computed(step.end, gradient, what=what, part="decoder")
 
     def _begin(self, arrived: Arrived, forward: Forward, out: Collection[str]) -> StepWithoutLabels:
         used, rows, release = self._used(arrived, forward, out)
-        return StepWithoutLabels(self._run.half, used, release, self._gradient_stacks, rows=rows)
+        with self._run.spans.of("decoder"):
+            return StepWithoutLabels(self._run.half, used, release, self._gradient_stacks, rows=rows)
 
     def _train(
         self, arrived: Arrived, target: np.ndarray, forward: Forward, out: Collection[str]
     ) -> tuple[float, dict[Place, Arrays]]:
         used, rows, release = self._used(arrived, forward, out)
-        return fused_step(self._run.half, used, target, release, self._gradient_stacks, rows=rows)
+        with self._run.spans.of("decoder"):
+            return fused_step(self._run.half, used, target, release, self._gradient_stacks, rows=rows)
 
     def _used(
         self, arrived: Arrived, forward: Forward, out: Collection[str]
@@ -334,14 +345,17 @@ class Trainer:
         """What a step is made of. `out`: seats whose activations are not used."""
         run = self._run
         release = Release(run.files.run, forward.mode, forward.step, forward.batch, forward.samples)
-        arrays, rows = run.at_places(arrived)
+        with run.spans.of("decode"):
+            arrays, rows = run.at_places(arrived)
         return {place: tensors for place, tensors in arrays.items() if place.seat not in out}, rows, release
 
     async def _wanted(self, forward: Forward) -> np.ndarray | None:
         """The masks of a batch; None: they are at a site."""
         if self._run.label_site is not None:
             return None
-        target: np.ndarray = await self._run.computed(self._target, forward, what="the masks of a batch")
+        target: np.ndarray = await self._run.computed(
+            self._target, forward, what="the masks of a batch", part="masks"
+        )
         return target
 
     def _target(self, forward: Forward) -> np.ndarray:

@@ -24,9 +24,11 @@ from splitpeer.daemon.sinks.sparing import Sparing
 from splitpeer.daemon.sinks.trail import TrailSink, entry
 from splitpeer.logs import handle
 from splitpeer.settings.peer import PeerConfig
+from splitpeer.timeline.spans import StepTiming
 from splitproto.messages import Progress
 
-COMMITTED = h.StepCommitted(7, 0.25, ["t1", "t2"], ["t2"], 3.0, 2.0, 1.0, {"ukm": 10})
+TIMING = StepTiming("hub", 4711, 1.7e9, {"compute": {"decoder": [0.5, 0.25]}}, {"encrypt": 0.125})
+COMMITTED = h.StepCommitted(7, 0.25, ["t1", "t2"], ["t2"], 3.0, 2.0, 1.0, {"ukm": 10}, TIMING)
 EVALUATED = h.Evaluated(
     8,
     2,
@@ -99,7 +101,9 @@ def test_a_step_is_told_once_and_seen_everywhere(board: Board) -> None:
     assert (work["step"], work["loss"]) == (7, 0.25)
     assert files.rows == [
         {"step": 7, "loss": 0.25, "without": ["t1", "t2"], "absent": ["t2"],
-         "seconds": 3.0, "waited": 2.0, "computed": 1.0}
+         "seconds": 3.0, "waited": 2.0, "computed": 1.0,
+         "timing": {"party": "hub", "process": 4711, "at": 1.7e9,
+                    "spans": {"compute": {"decoder": [0.5, 0.25]}}, "link": {"encrypt": 0.125}}}
     ]  # fmt: skip
     assert view.told == [("step", 7, 0.25, {"ukm": 10})]
     assert messages.due(COMMITTED) == Progress(7, {"loss": 0.25})

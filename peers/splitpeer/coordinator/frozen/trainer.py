@@ -82,7 +82,9 @@ class BankTrainer:
         run, step, began = self._run, self._run.committed + 1, time.monotonic()
         run.report(h.TrainingBegan(run.committed, run.job.steps))
         try:
-            await run.computed(stream.prepare, step - 1, step, what="the masks of the next batch")
+            await run.computed(
+                stream.prepare, step - 1, step, what="the masks of the next batch", part="masks"
+            )
             forward = stream[step - 1]
             out = self._left_out(features, forward)
             loss, used, waited = await run.computed(
@@ -94,7 +96,8 @@ class BankTrainer:
         seconds = time.monotonic() - began
         names = () if run.job.fusion is not None else run.seating.seats.names
         without = [seat for seat in names if seat not in used]
-        run.report(h.StepCommitted(step, loss, without, [], seconds, waited, seconds - waited, {}))
+        timing = run.spans.take(began)
+        run.report(h.StepCommitted(step, loss, without, [], seconds, waited, seconds - waited, {}, timing))
         return {}
 
     def _left_out(self, features: Features, forward: Forward) -> frozenset[str]:
@@ -109,14 +112,18 @@ class BankTrainer:
         self, features: Features, forward: Forward, out: Collection[str]
     ) -> tuple[float, Collection[str], float]:
         """Loss, seats that were used, and seconds that reading took."""
-        half, began = self._run.half, time.monotonic()
-        activations, have = features.batch(forward, out)
+        half, spans, began = self._run.half, self._run.spans, time.monotonic()
+        with spans.of("features"):
+            activations, have = features.batch(forward, out)
         if not activations:
             half.advance(forward.step)
             return math.nan, (), 0.0
-        target, waited = self._target(features, forward), time.monotonic() - began
+        with spans.of("masks"):
+            target = self._target(features, forward)
+        waited = time.monotonic() - began
         absent = [seat for seat in half.seats if seat not in activations]
-        return half.learn(activations, target, absent, have), activations.keys(), waited
+        with spans.of("decoder"):
+            return half.learn(activations, target, absent, have), activations.keys(), waited
 
     def _target(self, features: Features, forward: Forward) -> np.ndarray:
         """The masks, in the poses of the activations."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from logging import WARNING
 
 from splitpeer.daemon.happenings.base import Happening, Scores
+from splitpeer.timeline.spans import StepTiming
 
 # --- from its start to the first step ----------------------------------------------------------------------
 
@@ -226,6 +227,8 @@ class StepCommitted(Happening):
     """Seconds of them computing in the decoder."""
     octets: dict[str, int]
     """On the wire by site, since the start."""
+    timing: StepTiming | None = None
+    """Where the coordinator's time went; None: it was not recorded."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitpeer.daemon.happenings.any_daemon import JobEnded
 from splitpeer.daemon.happenings.base import Happening
+from splitpeer.timeline.spans import StepTiming
 
 # --- it and its link ---------------------------------------------------------------------------------------
 
@@ -151,6 +152,16 @@ class StepApplied(Happening):
     octets_in: int
     """Over all links."""
     octets_out: int
+
+
+@dataclass(frozen=True)
+class StepTimed(Happening):
+    """A step has been made, and the coordinator told of it."""
+
+    step: int
+    seconds: float
+    """Since its batch was due."""
+    timing: StepTiming
 
 
 @dataclass(frozen=True)

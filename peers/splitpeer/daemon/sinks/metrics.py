@@ -32,7 +32,7 @@ class MetricsSink:
 def row(happening: h.Happening) -> dict[str, Any]:
     """Its values; empty: no row."""
     match happening:
-        case h.StepCommitted(step, loss, without, absent, seconds, waited, computed):
+        case h.StepCommitted(step, loss, without, absent, seconds, waited, computed, _, timing):
             return {
                 "step": step,
                 "loss": loss if math.isfinite(loss) else None,
@@ -42,7 +42,10 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "seconds": seconds,
                 "waited": waited,
                 "computed": computed,
+                **({"timing": timing.row()} if timing is not None else {}),
             }
+        case h.StepTimed(step, seconds, timing):
+            return {"step": step, "seconds": seconds, "timing": timing.row()}
         case h.Evaluated(step, volumes, dice, made_from, missing, hd95, volume_ml, seconds):
             return {
                 "step": step,
