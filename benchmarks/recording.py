@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rows import Found, Line, at_most
+from rows import Found, Line, at_most, spread
 
 from splitpeer import logs
 from splitpeer.coordinator.coordinator import Coordinator
@@ -107,6 +107,8 @@ def rows(found: Found) -> Iterator[Line]:
     yield at_most(
         "training step with recording / without", [p["on"] / p["off"] for p in found["pairs"]], 1.03
     )
+    more = [1e3 * (p["cpu_on"] - p["cpu_off"]) for p in found["pairs"]]
+    yield Line("CPU time that recording adds to a step", "", spread(more, 1) + " ms", None)
 
 
 def main() -> None:

@@ -25,8 +25,10 @@ from .fields import (
 from .messages import DIGEST, Job, Seat
 
 # --- limits (SP-C): checked before memory is taken ---------------------------------------------------------
-MAGIC = b"SPLTCAP2"
+MAGIC = b"SPLTCAP3"
 """The eighth octet is the version of the format."""
+FORMER_MAGIC = b"SPLTCAP2"
+"""Files of this version are read, and no longer written."""
 PREFIX = 12
 """Octets of the two lengths."""
 CHAIN = 32
@@ -34,6 +36,8 @@ MAX_ENVELOPE = 1 << 20
 """A message's head is at most 256 KiB; a header names at most 1024 peers."""
 MAX_BODY = 1 << 40
 """256 tensors of 4 GiB: the longest body of a message."""
+MAX_BLOCK = 1 << 16
+"""Padding of a record is shorter than this."""
 KEY_BYTES = 32
 SALT_BYTES = 32
 TAG_BYTES = 16
@@ -138,6 +142,8 @@ class Header:
     check: bytes | None = wire(Octets(16), default=None)
     """Tells a wrong key from damage."""
     extensions: dict[str, Any] | None = wire(Extensions(), default=None)
+    block: int = wire(Int(1, MAX_BLOCK), default=1)
+    """Every record ends at a multiple of this many octets."""
 
     def __post_init__(self) -> None:
         sealed = self.encryption != "none"
@@ -204,11 +210,11 @@ def pack(envelope: Envelope) -> bytes:
     return octets
 
 
-def unpack(octets: memoryview) -> Envelope:
-    """Check and read one envelope.
+def unpack(octets: memoryview, magic: bytes = MAGIC) -> Envelope:
+    """Check and read one envelope of a file that begins with `magic`.
 
     Raises:
-        CodecError: not one envelope of version 2.
+        CodecError: not an envelope of that version.
     """
     value = codec.decode(octets)
     if type(value) is not dict or type(value.get("kind")) is not str:
@@ -216,4 +222,7 @@ def unpack(octets: memoryview) -> Envelope:
     kind = value.pop("kind")
     if kind not in KINDS:
         raise CodecError(f"an unknown kind of record, {kind[:40]!r}")
+    # SP-C-22: "its header has no `block`".
+    if magic == FORMER_MAGIC and "block" in value:
+        raise CodecError("the field block, which this version of the format does not have")
     return KINDS[kind](**read_map(KINDS[kind], value, kind))

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from blake3 import blake3
 from common import RUN, Case, as_json, refused
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from derive import SCHEMA, schema_digest
@@ -16,7 +17,7 @@ from talk import JOB, MESSAGES
 from splitproto import codec, messages
 from splitproto.fields import write_map
 
-MAGIC = b"SPLTCAP2"
+MAGIC, FORMER_MAGIC = b"SPLTCAP3", b"SPLTCAP2"
 FILE_KEY = bytes(range(0x60, 0x80))
 FILE_SALT = bytes(range(0x80, 0xA0))
 TIME = 1763683200.5
@@ -42,11 +43,14 @@ HEADER: dict[str, Any] = {
     "sampling": {"every": 1, "keys": []},
     "part": 0,
     "encryption": "none",
+    "block": 1,
 }
+FORMER_HEADER = {key: value for key, value in HEADER.items() if key != "block"}
 
 ORDER = (
     "kind", "role", "site", "federation", "agent", "created", "run", "seats", "job", "schema", "peers",
     "defences", "features", "sampling", "part", "previous", "encryption", "salt", "check", "extensions",
+    "block",
 )  # fmt: skip
 """Any order would do (SP-8.1-5); in this one a writer makes the same octets."""
 
@@ -56,15 +60,30 @@ def lengths(envelope: int, body: int) -> bytes:
     return struct.pack(">IQ", envelope, body)
 
 
-def chained(former: bytes, before: bytes) -> bytes:
+def chained(former: bytes, before: bytes, magic: bytes = MAGIC) -> bytes:
     """A record up to its chain -> the record with it."""
-    return before + hashlib.sha256(former + before).digest()
+    digest = blake3 if magic == MAGIC else hashlib.sha256
+    return before + digest(former + before).digest()
 
 
-def record(former: bytes, envelope: Any, body: bytes = b"") -> bytes:
+def padded(before: bytes, block: int, fill: bytes = b"\0") -> bytes:
+    """A record up to its padding -> up to its chain."""
+    return before + fill * (-(len(before) + 32) % block)
+
+
+def record(
+    former: bytes,
+    envelope: Any,
+    body: bytes = b"",
+    *,
+    magic: bytes = MAGIC,
+    block: int = 1,
+    fill: bytes = b"\0",
+) -> bytes:
     """One record that is not sealed."""
     octets = envelope if isinstance(envelope, bytes) else codec.encode(envelope)
-    return chained(former, lengths(len(octets), len(body)) + octets + body)
+    before = lengths(len(octets), len(body)) + octets + body
+    return chained(former, padded(before, block, fill), magic)
 
 
 def derived(key: bytes, salt: bytes) -> tuple[bytes, bytes]:
@@ -75,14 +94,23 @@ def derived(key: bytes, salt: bytes) -> tuple[bytes, bytes]:
     return first, hmac.digest(extracted, first + info + b"\2", "sha256")[:16]
 
 
-def sealed(former: bytes, n: int, envelope: Any, body: bytes = b"", *, key: bytes = FILE_KEY) -> bytes:
+def sealed(
+    former: bytes,
+    n: int,
+    envelope: Any,
+    body: bytes = b"",
+    *,
+    key: bytes = FILE_KEY,
+    magic: bytes = MAGIC,
+    block: int = 1,
+) -> bytes:
     """SP-C-17: one sealed record."""
     seal = AESGCM(derived(key, FILE_SALT)[0])
     number = n.to_bytes(8, "big")
     head = seal.encrypt(b"\0\0\0\0" + number, codec.encode(envelope), former)
     if body:
         body = seal.encrypt(b"\0\0\0\1" + number, body, former)
-    return chained(former, lengths(len(head), len(body)) + head + body)
+    return chained(former, padded(lengths(len(head), len(body)) + head + body, block), magic)
 
 
 def said(n: int, name: str, direction: str, **changed: Any) -> tuple[dict[str, Any], bytes]:
@@ -121,15 +149,17 @@ def shown(envelope: dict[str, Any]) -> dict[str, Any]:
 class File:
     """A capture that grows."""
 
-    def __init__(self, header: dict[str, Any] = HEADER, key: bytes | None = None) -> None:
-        self.key = key
+    def __init__(
+        self, header: dict[str, Any] = HEADER, key: bytes | None = None, magic: bytes = MAGIC
+    ) -> None:
+        self.key, self.magic, self.block = key, magic, header.get("block", 1)
         if key is not None:
             check = derived(key, FILE_SALT)[1]
             header = {**header, "encryption": "aes-256-gcm", "salt": FILE_SALT, "check": check}
         header = {name: header[name] for name in ORDER if name in header}
         octets = codec.encode(header)
-        before = MAGIC + lengths(len(octets), 0) + octets
-        self.octets = chained(b"", before)
+        before = magic + lengths(len(octets), 0) + octets
+        self.octets = chained(b"", padded(before, self.block), magic)
         self.listed = [shown(header)]
         self.places = [0]
 
@@ -140,9 +170,12 @@ class File:
     def add(self, envelope: dict[str, Any], body: bytes = b"") -> File:
         self.places.append(len(self.octets))
         if self.key is None:
-            self.octets += record(self.chain, envelope, body)
+            self.octets += record(self.chain, envelope, body, magic=self.magic, block=self.block)
         else:
-            self.octets += sealed(self.chain, len(self.listed), envelope, body, key=self.key)
+            n = len(self.listed)
+            self.octets += sealed(
+                self.chain, n, envelope, body, key=self.key, magic=self.magic, block=self.block
+            )
         self.listed.append(shown(envelope))
         return self
 
@@ -152,9 +185,9 @@ class File:
         }  # fmt: skip
 
 
-def small(key: bytes | None = None) -> File:
+def small(key: bytes | None = None, header: dict[str, Any] = HEADER, magic: bytes = MAGIC) -> File:
     """A batch, what came back, a gap, the end."""
-    file = File(key=key)
+    file = File(header, key, magic)
     return (
         file.add(*said(1, "forward", "out")).add(*said(2, "activations", "in")).add(gap(3)).add(end(4, 2, 3))
     )
@@ -192,6 +225,15 @@ def captures() -> Iterator[Case]:
     yield good("second-part", later, "SP-C-12: names the last chain of `small`")
     locked = small(FILE_KEY)
     yield good("encrypted", locked, "SP-C-15 to SP-C-17")
+    blocks = {**HEADER, "block": 64}
+    spaced = small(header=blocks)
+    yield good("blocks", spaced, "SP-C-1: every record ends at a multiple of 64 octets")
+    yield good("blocks-encrypted", small(FILE_KEY, blocks), "SP-C-1, SP-C-17: padding is not sealed")
+    former = small(header=FORMER_HEADER, magic=FORMER_MAGIC)
+    yield good("version-2", former, "SP-C-22")
+    yield good("version-2-encrypted", small(FILE_KEY, FORMER_HEADER, FORMER_MAGIC), "SP-C-22")
+    later = File({**HEADER, "part": 1, "previous": former.chain}).add(end(1, 0, 0))
+    yield good("after-version-2", later, "SP-C-12, SP-C-22: names the last chain of `version-2`")
 
     # --- cut off ---
     body_at = len(octets[: places[2]]) + 12 + len(codec.encode(said(2, "activations", "in")[0]))
@@ -233,8 +275,32 @@ def captures() -> Iterator[Case]:
 
     # --- not of this format ---
     yield bad("version", b"SPLTCAP1" + octets[8:], 0, "SP-C-2: of the version before", "version")
+    yield bad("version-4", b"SPLTCAP4" + octets[8:], 0, "SP-C-2: of the version after", "version")
     yield bad("picture", b"\x89PNG\r\n\x1a\n" + bytes(40), 0, "SP-C-2", "version")
     yield bad("text", b"h", 0, "SP-C-2: one octet that no capture begins with", "version")
+
+    # --- of version 2 ---
+    old = former.octets
+    yield bad("version-2-as-3", MAGIC + old[8:], 0, "SP-C-4: chained with SHA-256")
+    yield bad(
+        "version-3-as-2", FORMER_MAGIC + octets[8:], 0, "SP-C-22: chained with BLAKE3, and with `block`"
+    )
+    known = codec.encode(HEADER)
+    known = chained(b"", FORMER_MAGIC + lengths(len(known), 0) + known, FORMER_MAGIC)
+    yield bad("version-2-block", known, 0, "SP-C-22: a header with `block`, chained in good order")
+    at = old.index(b"seed", former.places[1]) + 8
+    yield bad("version-2-flipped", old[:at] + bytes([old[at] ^ 1]) + old[at + 1 :], 1, "SP-C-4, SP-C-22")
+    yield bad("version-2-cut", old[:-1], 4, "SP-C-10", "truncated")
+
+    # --- padding ---
+    at = len(spaced.octets) - 33
+    assert not spaced.octets[at]
+    yield bad("padding-flipped", spaced.octets[:at] + b"\1" + spaced.octets[at + 1 :], 4, "SP-C-4")
+    begun = File(blocks)
+    filled = begun.octets + record(begun.chain, end(1, 0, 0), block=64, fill=b"\1")
+    yield bad("padding-filled", filled, 1, "SP-C-1: not zero, chained in good order")
+    yield bad("padding-missing", begun.octets + record(begun.chain, end(1, 0, 0)), 1, "SP-C-1", "truncated")
+    yield bad("padding-cut", spaced.octets[: spaced.places[4] - 40], 3, "SP-C-10", "truncated")
 
     # --- lengths ---
     start = File()
@@ -278,6 +344,8 @@ def captures() -> Iterator[Case]:
     yield bad("header-salt", first({**HEADER, "salt": FILE_SALT}), 0, "SP-C-15: a salt, but no encryption")
     yield bad("header-no-salt", first({**HEADER, "encryption": "aes-256-gcm"}), 0, "SP-C-15")
     yield bad("header-cipher", first({**HEADER, "encryption": "rot13"}), 0, "SP-C-15")
+    yield bad("header-block", first({**HEADER, "block": 0}), 0, "SP-C-6: a block of nothing")
+    yield bad("header-block-long", first({**HEADER, "block": (1 << 16) + 1}), 0, "SP-C-6")
     yield bad("part-no-previous", first({**HEADER, "part": 1}), 0, "SP-C-12")
     yield bad("previous-no-part", first({**HEADER, "previous": RUN + RUN}), 0, "SP-C-12")
     yield bad("number-zero", after(gap(0)), 1, "SP-C-7")

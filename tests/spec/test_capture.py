@@ -91,7 +91,14 @@ def test_reading(case: Case, read: Any) -> None:
     assert (reader.end is not None, reader.chain.hex()) == (expect["ended"], expect["chain"])
 
 
-WRITTEN = [case for case in CASES if "error" not in case["expect"] and case["name"] != "header-least"]
+FORMER = capture_records.FORMER_MAGIC.hex()
+WRITTEN = [
+    case
+    for case in CASES
+    if "error" not in case["expect"]
+    and case["name"] != "header-least"
+    and not case["input"].startswith(FORMER)
+]
 
 
 @pytest.mark.parametrize("case", WRITTEN, ids=[case["name"] for case in WRITTEN])

@@ -22,8 +22,7 @@ from splitproto.capture import (
 from splitproto.capture_records import SALT_BYTES
 from splitproto.messages import Message
 
-_IOV = 512
-"""Buffers given to the system at once; POSIX allows 1024 everywhere that matters."""
+from .appended import AppendedFile
 
 
 def part_path(first: Path, part: int) -> Path:
@@ -97,9 +96,7 @@ class PartWriter:
         salt = secrets.token_bytes(SALT_BYTES) if key is not None else None
         self._writer = CaptureWriter(replace(header, part=part, previous=previous), key, salt)
         self._encrypted = key is not None
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self.octets = 0
-        """Bytes of the file, whole records only."""
+        self._file = AppendedFile(self.path)
         try:
             self._append(self._writer.start())
         except OSError:
@@ -107,6 +104,11 @@ class PartWriter:
             self.close()
             self.path.unlink(missing_ok=True)
             raise
+
+    @property
+    def octets(self) -> int:
+        """Bytes of the file, whole records only."""
+        return self._file.octets
 
     @property
     def chain(self) -> bytes:
@@ -122,9 +124,9 @@ class PartWriter:
         """The octets of a message's record; follow with `append` or `take_back`."""
         return self._writer.message(message, time=when, peer=peer, direction=direction)
 
-    def append(self, buffers: Sequence[Buffer]) -> None:
-        """Write what `packed` made."""
-        self._append(buffers)
+    def append(self, buffers: Sequence[Buffer], *, direct: bool = False) -> None:
+        """Write what `packed` made; `direct`: past the system's cache, for a header whose `block` is `BLOCK`."""
+        self._append(buffers, direct)
 
     def take_back(self) -> None:
         """Do not write what `packed` made."""
@@ -137,7 +139,7 @@ class PartWriter:
     def end(self, reason: str, text: str) -> None:
         """Write the end, make the file durable and close it."""
         self._append(self._writer.end(time=time.time(), reason=reason, text=text))
-        os.fsync(self._file)
+        self._file.sync()
         self.close()
 
     @property
@@ -147,38 +149,17 @@ class PartWriter:
 
     def close(self) -> None:
         """Give up the file as it is. Idempotent."""
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
+        self._file.close()
 
     @property
     def free(self) -> int:
         """Octets that the disk has left for us."""
-        disk = os.fstatvfs(self._file)
-        return disk.f_bavail * disk.f_frsize
+        return self._file.free
 
-    def _append(self, buffers: Sequence[Buffer]) -> None:
+    def _append(self, buffers: Sequence[Buffer], direct: bool = False) -> None:
         """One whole record, or none of it."""
         try:
-            size = _write_out(self._file, buffers)
+            self._file.append(buffers, direct=direct)
         except OSError:
-            os.ftruncate(self._file, self.octets)
-            os.lseek(self._file, self.octets, os.SEEK_SET)
             self._writer.take_back()
             raise
-        self.octets += size
-
-
-def _write_out(file: int, buffers: Sequence[Buffer]) -> int:
-    """Write all buffers, without joining them."""
-    waiting = [memoryview(buffer) for buffer in buffers]
-    total, at = 0, 0
-    while at < len(waiting):
-        written = os.writev(file, waiting[at : at + _IOV])
-        total += written
-        while at < len(waiting) and written >= len(waiting[at]):
-            written -= len(waiting[at])
-            at += 1
-        if written:
-            waiting[at] = waiting[at][written:]
-    return total

@@ -21,6 +21,7 @@ from splitproto.capture_records import KEY_BYTES
 from splitproto.errors import printable
 from splitproto.messages import Message
 
+from .appended import BLOCK
 from .parts import PartWriter, continued
 from .sampling import Chooser
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _SMALL = 512
 """What a message takes of the queue in addition to its tensors."""
-_END_ROOM = 4096
+_END_ROOM = 2 * BLOCK
 """Kept free under every cap, so that gap and end still fit."""
 _POLL_S = 0.5
 _FULL = {errno.ENOSPC: "disk", errno.EDQUOT: "disk", errno.EFBIG: "size"}
@@ -156,7 +157,7 @@ class Recorder:
             self._changed.notify()
 
     def open(self, header: Header) -> None:
-        """The header is known (part, previous, sampling and encryption are filled in here): begin to write.
+        """The header is known (part, previous, sampling, block and encryption are filled in here): begin to write.
 
         Never raises: where the file cannot be made, a warning says so and nothing is recorded. Only the first
         call counts.
@@ -165,7 +166,7 @@ class Recorder:
             if self._header is not None or self._closing:
                 return
             self._note_skipped()
-            self._header = header = replace(header, sampling=self._sampling)
+            self._header = header = replace(header, sampling=self._sampling, block=BLOCK)
         # No daemon: it has octets to write when the interpreter ends.
         self._thread = threading.Thread(target=self._work, args=(header,), name="recorder")
         self._thread.start()
@@ -235,10 +236,10 @@ class Recorder:
                 if not self._queue:
                     assert self._closing is not None  # noqa: S101  (nothing else ends the wait)
                     return self._closing
-                item = self._queue[0]
+                item, behind = self._queue[0], self._waiting > self._limits.queue // 2
             if isinstance(item, _Gap):
                 files.gap(item)
-            elif left := files.message(item):
+            elif left := files.message(item, behind):
                 return left
             with self._changed:
                 # Only now: a message being written still takes memory.
@@ -280,8 +281,11 @@ class _Files:
         """In all files."""
         return self._closed_octets + (self._now.octets if self._now else 0)
 
-    def message(self, tapped: _Tapped) -> tuple[str, str] | None:
-        """Write one; or say why it does not fit, and the recording is to end."""
+    def message(self, tapped: _Tapped, behind: bool) -> tuple[str, str] | None:
+        """Write one; or say why it does not fit, and the recording is to end.
+
+        `behind`: many are waiting, so the system's cache takes what the disk cannot yet.
+        """
         now = self._file
         buffers = now.packed(tapped.message, tapped.time, tapped.peer, tapped.direction)
         needed = sum(map(len, buffers)) + _END_ROOM
@@ -298,7 +302,7 @@ class _Files:
             now.end("rotated", "")
             now = self._next(now.part + 1, now.chain)
             buffers = now.packed(tapped.message, tapped.time, tapped.peer, tapped.direction)
-        now.append(buffers)
+        now.append(buffers, direct=not behind)
         self.records += 1
         self.chain = now.chain
         return None

@@ -39,7 +39,7 @@ class Made:
 @pytest.fixture(params=[None, KEY], ids=["plain", "encrypted"])
 def made(tmp_path: Path, request: pytest.FixtureRequest) -> Made:
     path = tmp_path / "a.cap"
-    recorder = Recorder(path, limits=Limits(part=15_000), key=request.param)
+    recorder = Recorder(path, limits=Limits(part=38_000), key=request.param)
     recorder.open(HEADER)
     for step in range(1, STEPS + 1):
         array = {"x0": np.full((1, 1000), step, "<f4")}
@@ -74,7 +74,7 @@ def test_a_later_part_alone(made: Made) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1, 3])
-@pytest.mark.parametrize("at", [700, -5000, -1])
+@pytest.mark.parametrize("at", [4500, -5000, -1])
 def test_one_octet_changed(made: Made, part: int, at: int) -> None:
     changed(made.parts[part], at)
     verdict = made.open().verify()
@@ -132,7 +132,7 @@ def test_cut_off_between_records_only_the_end_is_missing(made: Made) -> None:
 
 def test_cut_off_within_a_record(made: Made) -> None:
     last = made.parts[3]
-    last.write_bytes(last.read_bytes()[:-3000])
+    last.write_bytes(last.read_bytes()[:-6000])
     capture = made.open()
     verdict = capture.verify()
     assert (verdict.whole, verdict.ended) == (False, False)
@@ -167,6 +167,7 @@ def test_without_the_key(made: Made) -> None:
         (lambda path: path.write_bytes(b"SPLTCAP9" + bytes(100)), "another format version"),
         (lambda path: path.write_bytes(b"SPLTCAP2" + b"\xff" * 100), "more than allowed"),
         (lambda path: path.write_bytes(b"SPLTCAP2" + bytes(100)), "record 0"),
+        (lambda path: path.write_bytes(b"SPLTCAP3" + bytes(100)), "record 0"),
     ],
 )
 def test_not_a_capture(tmp_path: Path, make: Callable[[Path], object], cause: str) -> None:

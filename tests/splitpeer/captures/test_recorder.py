@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -12,12 +13,14 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from splitpeer.captures.appended import BLOCK
 from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import open_capture
 from splitpeer.captures.recorder import Limits, Recorder, read_key
@@ -83,9 +86,9 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A disk that takes nothing until the event is set."""
     free, append = threading.Event(), PartWriter.append
 
-    def slow(self: PartWriter, buffers: Any) -> None:
+    def slow(self: PartWriter, buffers: Any, *, direct: bool) -> None:
         assert free.wait(30)
-        append(self, buffers)
+        append(self, buffers, direct=direct)
 
     monkeypatch.setattr(PartWriter, "append", slow)
     yield free
@@ -220,6 +223,28 @@ def test_a_slow_disk_makes_a_gap_and_nobody_waits(
     assert (verdict.whole, verdict.gaps, verdict.lost) == (True, 1, state.lost)
 
 
+def test_what_a_slow_disk_leaves_waiting_goes_to_the_cache(
+    tmp_path: Path, stuck: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways, append = [], PartWriter.append
+
+    def noted(self: PartWriter, buffers: Any, *, direct: bool) -> None:
+        ways.append(direct)
+        append(self, buffers, direct=direct)
+
+    monkeypatch.setattr(PartWriter, "append", noted)
+    recorder = Recorder(tmp_path / "a.cap", limits=Limits(queue=50_000))
+    recorder.open(HEADER)
+    record(recorder, *(batch(step, size=1000) for step in range(1, 5)))
+    until(lambda: ways)
+    stuck.set()
+    assert recorder.close().lost == 0
+    # The first may have been taken before the others came.
+    assert sorted(ways[1:]) == ways[1:], "through the cache while more than half of the queue is taken"
+    assert (ways[1], ways[-1]) == (False, True)
+    assert open_capture(tmp_path / "a.cap").verify().records == 16
+
+
 def test_a_gap_at_the_very_end_is_noted(tmp_path: Path, stuck: threading.Event) -> None:
     recorder = Recorder(tmp_path / "a.cap", limits=Limits(queue=5_000))
     recorder.open(HEADER)
@@ -314,12 +339,27 @@ def test_a_restart_goes_on_in_a_new_part(tmp_path: Path) -> None:
         if step == 2:
             # As a crash leaves it: without its end and with a torn record.
             later = tmp_path / "coord.1.cap"
-            later.write_bytes(later.read_bytes()[:-200])
+            later.write_bytes(later.read_bytes()[:-5000])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["coord.1.cap", "coord.2.cap", "coord.cap"]
     capture = open_capture(path)
     assert [step for _, step in written(path)] == [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
     verdict = capture.verify()
     assert (verdict.whole, verdict.ended, verdict.gaps) == (True, True, 1)
+
+
+def test_a_recording_goes_on_after_a_file_of_version_2(tmp_path: Path) -> None:
+    vectors = Path(__file__).parents[3] / "spec" / "vectors" / "capture.json"
+    (case,) = (one for one in json.loads(vectors.read_text())["cases"] if one["name"] == "version-2")
+    path = tmp_path / "a.cap"
+    path.write_bytes(bytes.fromhex(case["input"]))
+    recorder = Recorder(path)
+    recorder.open(replace(HEADER, federation="brats", run=open_capture(path).header.run))
+    record(recorder, batch(1))
+    recorder.close()
+    capture = open_capture(path)
+    assert [part.header.block for part in capture.parts] == [1, BLOCK]
+    verdict = capture.verify()
+    assert (verdict.whole, verdict.ended, verdict.records) == (True, True, 6)
 
 
 def test_another_run_is_not_mixed_in_and_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -480,10 +520,11 @@ def started(code: str, *arguments: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("key", ["", "00" * 32])
 def test_a_file_that_may_not_grow(tmp_path: Path, key: str) -> None:
     """The same as a full disk or a quota, for any user: writing fails in the middle of a record."""
-    path = tmp_path / "a.cap"
+    # Header, 15 steps and a forward are whole; of the activations' two blocks one is left, and then takes the end.
+    path, limit = tmp_path / "a.cap", (1 + 15 * 6 + 2) * BLOCK + 1000
     code = """
         import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
         recorder = Recorder(Path(sys.argv[1]), key=bytes.fromhex(sys.argv[2]) or None)
         recorder.open(HEADER)
         record(recorder, *(batch(step, size=1000) for step in range(1, 20)))
@@ -491,15 +532,15 @@ def test_a_file_that_may_not_grow(tmp_path: Path, key: str) -> None:
         record(recorder, batch(30))
         print(recorder.close().ended, recorder.state.records)
     """
-    process = started(code, path, key)
+    process = started(code, path, key, limit)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     reason, records = out.split()
-    assert (reason, path.stat().st_size <= 100_000) == ("size", True)
+    assert (reason, path.stat().st_size <= limit) == ("size", True)
     verdict = open_capture(path, bytes.fromhex(key) or None).verify()
     # Encrypted, the number of the torn record is not used again: then there is no end.
     assert (verdict.whole, verdict.ended, verdict.records) == (True, not key, int(records))
-    assert verdict.records > 30
+    assert verdict.records == 15 * 4 + 1
 
 
 def test_killed_while_recording(tmp_path: Path) -> None:
