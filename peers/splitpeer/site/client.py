@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.duty import Duty
 from splitpeer.daemon.sinks.log import LogSink
+from splitpeer.daemon.sinks.metrics import MetricsSink
 from splitpeer.daemon.sinks.sparing import Sparing
 from splitpeer.daemon.sinks.trail import TrailSink
 from splitpeer.daemon.witness import AGENT, Witness
@@ -41,6 +42,7 @@ from splitpeer.site.mask_keys import OtherEpoch
 from splitpeer.site.opening import open_job, open_ledger
 from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
+from splitpeer.site.step_rows import StepRows
 from splitpeer.site.upkeep import Upkeep
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
@@ -575,8 +577,9 @@ class Client:
         self._report(h.PhaseBegan("working"))
         if self._asking is not None:
             self._asking.link(session, job, self._compute)
+        rows = h.Reporter(MetricsSink(StepRows(job.folder)))
         serving = Serving(
-            session, job, self._compute, self._asking, self._report, self._progress, self._traffic
+            session, job, self._compute, self._asking, self._report, rows, self._progress, self._traffic
         )
         watching = asyncio.create_task(self._upkeep.watch_consent(session, job, serving.revoked))
         try:
@@ -603,7 +606,8 @@ class Client:
                     if isinstance(sent, Withdraw):
                         serving.patients_out(sent.step, sent.patients, "withdraw")
                     # SP-11-12: once begun it completes, even if nobody waits for it: the step is under way.
-                    await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
+                    with job.spans_of(forward).of("send"):
+                        await self._or_stop(session.send(sent, job.job.seconds_per_step), LEAVE_S)
                     if forward.mode == "release":
                         self._report(h.WindowsReleased(job.released.windows, *self._traffic(session)))
                     self._progress()
@@ -612,7 +616,8 @@ class Client:
                 raise _Stopped
             what = f"the end of step {job.applied + 1}" if job.step_under_way else "work"
             try:
-                message = await self._next(session, what)
+                with job.spans.of("gradients" if job.waiting_for_gradients else "batch"):
+                    message = await self._next(session, what)
             except _Stopped:
                 # SP-11-12: a site that leaves finishes the step that others wait for.
                 if not job.step_under_way or loop.time() > stopping_until:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from splitpeer.site.shown import Showing, Shown, shown_in
 from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
+from splitpeer.timeline.spans import UNRECORDED, Spans
 from splitproto import holder
 from splitproto.causes import CONSENT, MISSING, OF_A_PATIENT, SHOWN
 from splitproto.errors import PolicyRefused, SchemaMismatch, SiteFailed, StepMismatch, UnexpectedMessage
@@ -108,6 +110,8 @@ class Means:
     look_again: Callable[[], Mapping[str, Found]] = dict
     """The site's images as they are now, by modality."""
     inference: Terms = field(default_factory=Terms)
+    spans: Spans = field(default_factory=Spans)
+    """Where the time of a step goes."""
 
 
 class SiteJob:
@@ -132,7 +136,9 @@ class SiteJob:
         self._means = means
         self.folder, self.channels, self.encoders = means.folder, means.channels, means.encoders
         self.budgets, self.ledger, self.defences = means.budgets, means.ledger, means.defences
-        self.summing = means.summing
+        self.summing, self.spans = means.summing, means.spans
+        self.began = 0.0
+        """When the batch of the step under way was due (`time.monotonic`)."""
         self.answering = Answering(means.inference, means.bounds, means.state)
         self._averaging = SiteAveraging(self.job, self.seats, self.encoders.halves, self.budgets)
         self.unusable = dict(unusable)
@@ -330,6 +336,10 @@ class SiteJob:
         if not self._withdrew:
             self._announced.add(forward)
 
+    def spans_of(self, forward: Forward) -> Spans:
+        """Where the time of a batch is recorded: of training only."""
+        return self.spans if forward.mode == "train" else UNRECORDED
+
     def due(self) -> Forward | None:
         """The next announced batch, if this site's weights are those it is meant for."""
         return self._announced.due(self.applied)
@@ -354,8 +364,10 @@ class SiteJob:
             # Activations computed before are not sent a second time either.
             return self._withdraw(forward)
         # SP-11.17-7: batches that were announced still count, so what was read ahead is taken in turn.
-        known = set(self.unusable)
-        images = self._usable_batch(forward)
+        known, began, training = set(self.unusable), time.monotonic(), forward.mode == "train"
+        spans = self.spans_of(forward)
+        with spans.of("images"):
+            images = self._usable_batch(forward)
         if forward.mode == "infer":
             self._bad_for_now |= self.unusable.keys() - known
         again = self._pending
@@ -371,11 +383,14 @@ class SiteJob:
         # SP-11.17-5: the same octets again cost nothing.
         if not self.released.knows(forward):
             self._pay(forward)
-        compute = self.encoders.forward if forward.mode == "train" else self.encoders.evaluate
-        arrays, said = self._leaving(forward, compute(images, self._releases(forward)))
+        compute = self.encoders.forward if training else self.encoders.evaluate
+        with spans.of("encoder"):
+            computed = compute(images, self._releases(forward))
+        with spans.of("encode"):
+            arrays, said = self._leaving(forward, computed)
         sent = Activations(forward.mode, forward.step, forward.batch, forward.digest, arrays)
-        if forward.mode == "train":
-            self._pending = sent
+        if training:
+            self._pending, self.began = sent, began
         if forward.mode == "release":
             try:
                 self.released.note(forward, said)
@@ -402,9 +417,11 @@ class SiteJob:
             raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
         # SP-11-11: once, as nothing is pending after it.
         batch, self._pending = self._pending.digest, None
-        parts = {seat: from_wire(levels, self.job.precision) for seat, levels in arrived.items()}
+        with self.spans.of("decode"):
+            parts = {seat: from_wire(levels, self.job.precision) for seat, levels in arrived.items()}
         try:
-            self.encoders.backward(parts)
+            with self.spans.of("backward"):
+                self.encoders.backward(parts)
         except PolicyRefused as error:
             # SP-11.15-8: a coordinator must not be able to switch this site off.
             raise BudgetSpent(error.reason) from None
@@ -693,4 +710,5 @@ class SiteJob:
                 raise self._means.consent.refusal(sample.key)
             if (cause := self.unusable.get(sample.key)) is not None:
                 raise PatientUnusable(sample.key, cause, OF_A_PATIENT[cause])
-        return self.channels.windows(forward, self.window)
+        with self.spans_of(forward).of("read"):
+            return self.channels.windows(forward, self.window)

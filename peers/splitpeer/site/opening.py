@@ -47,6 +47,7 @@ from splitpeer.site.range_refusals import RangeRefusals
 from splitpeer.site.run_folders import check_terms, make_room, note_terms
 from splitpeer.site.secret import site_secret
 from splitpeer.site.summing import Allowed, Summing
+from splitpeer.timeline.spans import Spans
 from splitpeer.training.guard import Guard
 from splitpeer.training.split_step import ClientHalf
 from splitproto.messages import Job, JobOffer, Seat
@@ -110,6 +111,7 @@ def open_job(
         **_inference(config),
         ledger=open_ledger(config, report),
         report=report,
+        spans=Spans(config.peer.site),
     )
     return _begun(SiteJob(offer, means, bad))
 

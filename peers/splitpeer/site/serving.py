@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from splitpeer.daemon import happenings as h
@@ -12,6 +13,7 @@ from splitpeer.federation.compute import Compute
 from splitpeer.logs import handle
 from splitpeer.site.inference.asking import InferenceAsker
 from splitpeer.site.job import SiteJob
+from splitpeer.timeline.spans import LinkTimes
 from splitproto import Session
 from splitproto.causes import CONSENT, OF_A_PATIENT
 from splitproto.errors import UnexpectedMessage
@@ -58,10 +60,13 @@ class Serving:
     asking: InferenceAsker | None
     """Of people at this site; None: they may not ask."""
     report: Callable[[h.Happening], None]
+    rows: h.Sink
+    """Told of the time of each step."""
     progress: Callable[[], None]
     """SP-11-40: called when the coordinator gave work."""
     traffic: Callable[[Session], tuple[int, int]]
     """Bytes in and out, over all links."""
+    link_times: LinkTimes = field(default_factory=LinkTimes)
 
     async def answer(self, message: Message) -> None:
         """Raises UnexpectedMessage: nothing that is asked of a site at work; and what the job raises."""
@@ -124,6 +129,10 @@ class Serving:
                 octets_in, octets_out = self.traffic(self.session)
                 self.report(h.StepApplied(job.applied, octets_in, octets_out))
                 await self.session.send(Applied(message.step))
+                # The coordinator need not wait for a row to be written.
+                seconds = time.monotonic() - job.began
+                timing = job.spans.take(job.began, self.link_times.take([self.session]))
+                self.rows(h.StepTimed(message.step, seconds, timing))
             case Advance():
                 await self.computed(job.advance, message.step)
                 self.report(h.StepCounted(job.applied))
@@ -148,7 +157,8 @@ class Serving:
         answer: LossGradients | Scores | Withdraw
         match message:
             case Logits():
-                answer = await self.computed(labels.loss_gradients, message, job.applied)
+                with job.spans.of("loss"):
+                    answer = await self.computed(labels.loss_gradients, message, job.applied)
             case Prediction():
                 answer = await self.computed(labels.score, message, job.applied)
             case Conclude():
@@ -196,7 +206,8 @@ class Serving:
         """SP-11-32: a disk that is full costs this checkpoint, not the run."""
         job = self.job
         try:
-            digest = await self.computed(job.save, asked.step, asked.keep)
+            with job.spans.of("checkpoint"):
+                digest = await self.computed(job.save, asked.step, asked.keep)
         except DataError as error:
             self.report(h.SiteNotSaved(job.run.hex(), asked.step, str(error)))
             # Not the error's text: it names a folder of this site.

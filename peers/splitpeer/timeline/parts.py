@@ -39,6 +39,7 @@ PARTS: dict[str, StepPart] = {
         "wire", "site: activations, until the last octet is encrypted and with the operating system"
     ),
     "gradients": StepPart("wait", "site: for gradients"),
+    "loss": StepPart("compute", "site with the labels: the loss and its gradient"),
     "backward": StepPart("compute", "site: backward and optimiser"),
     "batch": StepPart("wait", "site: for work to be announced"),
     # At both.

@@ -18,7 +18,7 @@ from splitproto.cost import LinkCost
 
 Returned = TypeVar("Returned")
 
-MOST = 4096
+MOST = 512
 """Spans that wait to be taken: of a peer that makes no steps, the newest."""
 SET_S = 0.1
 """A wall clock that is off by more was set, or the machine slept: it is read again. Less would be the reading's own."""
