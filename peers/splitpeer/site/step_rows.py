@@ -10,8 +10,8 @@ from typing import Any
 from splitpeer.storage.lines import Lines
 
 NAME, OLDER = "metrics.jsonl", "metrics.older.jsonl"
-MOST_OCTETS = 16 << 20
-"""Of either file: some ten thousand steps. The coordinator decides how many there are, and how often they are made."""
+MOST_OCTETS = 4 << 20
+"""Of either file: some eight thousand steps. The coordinator decides how many there are, and how often they are made."""
 
 
 class StepRows:
