@@ -11,7 +11,7 @@ from splitpeer.storage.lines import Lines
 
 NAME, OLDER = "metrics.jsonl", "metrics.older.jsonl"
 MOST_OCTETS = 4 << 20
-"""Of either file: some eight thousand steps. The coordinator decides how many there are, and how often they are made."""
+"""Of either file: some eight thousand steps. How many are made, and how often, is the coordinator's word."""
 
 
 class StepRows:
