@@ -108,10 +108,9 @@ def open_job(
         budgets=budgets,
         secret=site_secret(folder),
         summing=_summing(offer, config, folder, report),
-        **_inference(config),
+        **_of_peer(config),
         ledger=open_ledger(config, report),
         report=report,
-        spans=Spans(config.peer.site),
     )
     return _begun(SiteJob(offer, means, bad))
 
@@ -129,11 +128,12 @@ def _files(offer: JobOffer, config: PeerConfig) -> dict[str, Found]:
     return images if masks is None or offer.masks is None else {**images, MASK: masks}
 
 
-def _inference(config: PeerConfig) -> dict[str, Any]:
+def _of_peer(config: PeerConfig) -> dict[str, Any]:
     """Fields of `Means`."""
     policy = config.policy
     terms = Terms(policy.inference, policy.inference_for) if policy is not None else Terms()
-    return {"look_again": partial(_images, config), "inference": terms}
+    spans = Spans(config.peer.site)
+    return {"look_again": partial(_images, config), "inference": terms, "spans": spans}
 
 
 def _summing(offer: JobOffer, config: PeerConfig, folder: Path, report: h.Reporter) -> Summing | None:
