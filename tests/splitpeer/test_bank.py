@@ -77,6 +77,24 @@ def test_what_was_put_is_what_the_next_process_gets(tmp_path, precision) -> None
         }
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "encrypted"])
+def test_windows_are_rows_of_what_was_put(tmp_path, precision: str, key: bytes) -> None:
+    bank = Bank.create(tmp_path / "bank", contents(precision), key)
+    one = bank.contents.releases[0]
+    put = tensors(one, precision)
+    bank.put(one, put)
+    first, second = bank.windows(one, 1), bank.windows(one, 1)
+    assert set(first) == {0, 1}, "the file is read as a whole to verify it"
+    assert set(second) == ({0, 1} if key else {1})
+    for found in (first, second):
+        for row, window in found.items():
+            assert window.keys() == put.keys()
+            for name, array in window.items():
+                assert array.dtype == put[name].dtype
+                assert np.array_equal(array, put[name][row])
+
+
 def test_an_encrypted_bank_shows_nothing_of_what_it_holds(full) -> None:
     one = full.contents.releases[0]
     shown = file_of(full, one).read_bytes()
@@ -184,6 +202,20 @@ def test_a_release_that_is_not_what_was_put_is_refused_in_one_line(full, spoil: 
     assert "remove it and start again: the site is asked for it once more" in said
     assert ("torn or altered" if full.encrypted else plainly) in said
     assert reopened(full).get(full.contents.releases[2]), "the others are as good as before"
+
+
+@pytest.mark.parametrize("spoil", [cut, empty, flip, swap, other_site, other_run, other_weights])
+def test_a_file_that_changes_after_it_was_verified_is_verified_again(full, spoil: Spoil) -> None:
+    one = full.contents.releases[0]
+    assert full.windows(one, 0)
+    spoil(full, file_of(full, one))
+    with pytest.raises(DataError, match=r"torn or altered|of another|other weights"):
+        full.windows(one, 0)
+    full.put(one, tensors(one))
+    assert np.array_equal(full.windows(one, 1)[1]["x0"], tensors(one)["x0"][1])
+    file_of(full, one).unlink()
+    with pytest.raises(DataError, match="is gone"):
+        full.windows(one, 0)
 
 
 def test_a_release_with_other_shapes_is_neither_kept_nor_read(tmp_path) -> None:

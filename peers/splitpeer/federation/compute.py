@@ -53,15 +53,19 @@ CLOSE_S = 5.0
 class Compute:
     """Runs functions one after the other in a thread of its own."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, name: str = "compute") -> None:
         # Also for the caller's thread: results depend on the thread count, so it is fixed everywhere.
         torch.set_num_threads(threads)
         self._threads = threads
         self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # A daemon: a disk that hangs must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._hangs = ""
         self._thread.start()
+
+    def beside(self, name: str) -> Compute:
+        """Another thread, called `name`, that computes alike."""
+        return Compute(self._threads, name)
 
     async def run(
         self, function: Callable[..., Returned], *args: Any, what: str = "", timeout: float = COMPUTE_S

@@ -26,8 +26,8 @@ class Releases(Protocol):
     def contents(self) -> Contents:
         """What there is."""
 
-    def get(self, release: BankEntry) -> dict[str, np.ndarray]:
-        """See `Bank.get`."""
+    def windows(self, release: BankEntry, row: int) -> dict[int, dict[str, np.ndarray]]:
+        """See `Bank.windows`."""
 
 
 class Features:
@@ -37,7 +37,7 @@ class Features:
         job: its terms.
         bank: complete.
         seating: which site fills which seat of whom.
-        cache_mib: memory for releases that were read, MiB.
+        cache_mib: memory for windows that were read, MiB.
     """
 
     def __init__(self, job: Job, bank: Releases, seating: Seating, cache_mib: int) -> None:
@@ -47,7 +47,7 @@ class Features:
             for one in bank.contents.releases
             for row, origin in enumerate(one.origins)
         }
-        self._cache: OrderedDict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, int], dict[str, dict[str, np.ndarray]]] = OrderedDict()
         self._held, self._most = 0, cache_mib << 20
         self._summed = job.fusion is not None
         self._square = all(level.stride[0] == level.stride[1] for level in job.cut)
@@ -113,20 +113,33 @@ class Features:
             )
         release, row = found
         plan = self.pose(seed, place)
-        return {name: posed(array[row], plan) for name, array in self._read(release)[seat].items()}
+        return {name: posed(array, plan) for name, array in self._window(release, row)[seat].items()}
 
-    def _read(self, release: BankEntry) -> dict[str, dict[str, np.ndarray]]:
-        """By seat and level, float32; those used last are kept in memory."""
-        name = (release.site, release.number)
+    def _window(self, release: BankEntry, row: int) -> dict[str, dict[str, np.ndarray]]:
+        """By seat and level, float32 without the first axis; those used last are kept in memory."""
+        name = (release.site, release.number, row)
         if (held := self._cache.pop(name, None)) is None:
-            tensors = from_wire(self._bank.get(release), self._job.precision)
-            offered = self._seating.seats.of
-            held = {SUM: tensors} if self._summed else by_seat(tensors, offered(release.site))
-            self._held += _octets(held)
-            while self._cache and self._held > self._most:
-                _, oldest = self._cache.popitem(last=False)
-                self._held -= _octets(oldest)
+            read = self._bank.windows(release, row)
+            # Last, so that it is the one that stays.
+            for other in sorted(read, key=lambda one: one == row):
+                held = self._keep((*name[:2], other), from_wire(read[other], self._job.precision))
+        else:
+            self._cache[name] = held
+        assert held is not None  # noqa: S101  (the window asked for is among those read)
+        return held
+
+    def _keep(
+        self, name: tuple[str, int, int], tensors: dict[str, np.ndarray]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        offered = self._seating.seats.of
+        held = {SUM: tensors} if self._summed else by_seat(tensors, offered(name[0]))
+        if (before := self._cache.pop(name, None)) is not None:
+            self._held -= _octets(before)
         self._cache[name] = held
+        self._held += _octets(held)
+        while len(self._cache) > 1 and self._held > self._most:
+            _, oldest = self._cache.popitem(last=False)
+            self._held -= _octets(oldest)
         return held
 
 

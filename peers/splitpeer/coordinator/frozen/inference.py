@@ -71,9 +71,9 @@ class Shelf:
             tuple(one for bank in banks for one in bank.contents.releases),
         )
 
-    def get(self, release: BankEntry) -> dict[str, np.ndarray]:
-        """See `Bank.get`."""
-        return self._of[release.site, release.number].get(release)
+    def windows(self, release: BankEntry, row: int) -> dict[int, dict[str, np.ndarray]]:
+        """See `Bank.windows`."""
+        return self._of[release.site, release.number].windows(release, row)
 
 
 class BankSegmenter(PatientSegmenter):

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from splitpeer.coordinator.exclusion import UnusableBySite
+from splitpeer.coordinator.frozen.ahead import BankBatch, BatchesAhead
 from splitpeer.coordinator.frozen.evaluator import BankEvaluator
 from splitpeer.coordinator.frozen.exclusion import BankExclusion
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.coordinator.run import Run
 from splitpeer.coordinator.savepoints import Savepoints
 from splitpeer.daemon import happenings as h
-from splitpeer.data.augment import posed
-from splitpeer.data.loader import SiteData
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.batches import TrainingStream
-from splitpeer.federation.terms import window_of
-from splitpeer.training.dropout import left_out
-from splitproto.messages import Forward
 
 
 class BankTrainer:
@@ -51,17 +45,23 @@ class BankTrainer:
         run = self._run
         self._exclusion.note(stream)
         evaluator = BankEvaluator(run, features, self._exclusion)
+        batches = BatchesAhead(run, features, stream)
         scored = -1
-        while scored < run.job.steps and not run.draining:
-            await self._exclusion.listed(stream)
-            if run.committed < run.job.steps:
-                while unusable := await self._step(features, stream):
-                    await self._exclusion.drop(unusable, stream)
-                if run.due(run.settings.training.checkpoint_every):
-                    await self._save()
-            if run.due(run.settings.evaluation.every):
-                await evaluator.evaluate(validation, stream)
-                scored = run.committed
+        try:
+            while scored < run.job.steps and not run.draining:
+                await batches.settled()
+                await self._exclusion.listed(stream)
+                if run.committed < run.job.steps:
+                    while unusable := await self._step(batches):
+                        await self._exclusion.drop(unusable, stream)
+                    if run.due(run.settings.training.checkpoint_every):
+                        await self._save()
+                if run.due(run.settings.evaluation.every):
+                    await batches.settled()
+                    await evaluator.evaluate(validation, stream)
+                    scored = run.committed
+        finally:
+            await batches.close()
         run.result.complete = scored == run.job.steps
 
     async def _save(self) -> None:
@@ -77,56 +77,30 @@ class BankTrainer:
         else:
             run.report(h.CheckpointCommitted(run.files.run.hex(), run.committed, {}))
 
-    async def _step(self, features: Features, stream: TrainingStream) -> UnusableBySite:
+    async def _step(self, batches: BatchesAhead) -> UnusableBySite:
         """Make the next step; it is not made where masks in it cannot be used, and their patients are returned."""
         run, step, began = self._run, self._run.committed + 1, time.monotonic()
         run.report(h.TrainingBegan(run.committed, run.job.steps))
         try:
-            await run.computed(
-                stream.prepare, step - 1, step, what="the masks of the next batch", part="masks"
-            )
-            forward = stream[step - 1]
-            out = self._left_out(features, forward)
-            loss, used, waited = await run.computed(
-                self._learn, features, forward, out, what=f"step {step} of the decoder"
-            )
+            batch = await batches.take(step)
         except PatientUnusable as error:
             return self._exclusion.own(error)
+        waited = time.monotonic() - began
+        batches.begin(step + 1)
+        loss = await run.computed(self._learn, batch, what=f"step {step} of the decoder", part="decoder")
         run.committed = run.result.step = step
         seconds = time.monotonic() - began
         names = () if run.job.fusion is not None else run.seating.seats.names
-        without = [seat for seat in names if seat not in used]
+        without = [seat for seat in names if seat not in batch.activations]
         timing = run.spans.take(began)
         run.report(h.StepCommitted(step, loss, without, [], seconds, waited, seconds - waited, {}, timing))
         return {}
 
-    def _left_out(self, features: Features, forward: Forward) -> frozenset[str]:
-        """SP-11-37: seats that sit the step out."""
-        settings = self._run.settings
-        chance = settings.training.seat_dropout
-        if not chance:
-            return frozenset()
-        return left_out(settings.job.seed, forward.step, features.seats(forward), chance)
-
-    def _learn(
-        self, features: Features, forward: Forward, out: Collection[str]
-    ) -> tuple[float, Collection[str], float]:
-        """Loss, seats that were used, and seconds that reading took."""
-        half, spans, began = self._run.half, self._run.spans, time.monotonic()
-        with spans.of("features"):
-            activations, have = features.batch(forward, out)
-        if not activations:
-            half.advance(forward.step)
-            return math.nan, (), 0.0
-        with spans.of("masks"):
-            target = self._target(features, forward)
-        waited = time.monotonic() - began
-        absent = [seat for seat in half.seats if seat not in activations]
-        with spans.of("decoder"):
-            return half.learn(activations, target, absent, have), activations.keys(), waited
-
-    def _target(self, features: Features, forward: Forward) -> np.ndarray:
-        """The masks, in the poses of the activations."""
-        masks = SiteData(self._run.masks).batch(forward.samples, window_of(self._run.job), None, None)
-        poses = [features.pose(forward.seed, place) for place in range(len(masks))]
-        return np.stack([posed(mask, pose) for mask, pose in zip(masks, poses, strict=True)])
+    def _learn(self, batch: BankBatch) -> float:
+        """The loss; not a number where all seats sit the step out."""
+        half = self._run.half
+        if not batch.activations:
+            half.advance(batch.forward.step)
+            return math.nan
+        absent = [seat for seat in half.seats if seat not in batch.activations]
+        return half.learn(batch.activations, batch.target, absent, batch.have)
