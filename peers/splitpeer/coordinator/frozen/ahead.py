@@ -36,7 +36,7 @@ class BankBatch:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _BatchBegun:
     step: int
     patients: tuple[bytes, ...]
     task: asyncio.Task[BankBatch]
@@ -51,7 +51,7 @@ class BatchesAhead:
     def __init__(self, run: Run, features: Features, stream: TrainingStream) -> None:
         self._run, self._features, self._stream = run, features, stream
         self._thread = run.compute.beside(THREAD)
-        self._begun: _Begun | None = None
+        self._begun: _BatchBegun | None = None
 
     async def take(self, step: int) -> BankBatch:
         """The batch of `step`.
@@ -75,7 +75,7 @@ class BatchesAhead:
         """Read the batch of `step`, if there is such a step; once after each `take`."""
         if step <= len(self._stream):
             task = asyncio.create_task(self._read(step))
-            self._begun = _Begun(step, tuple(self._stream.patients), task)
+            self._begun = _BatchBegun(step, tuple(self._stream.patients), task)
 
     async def settled(self) -> None:
         """Nothing is being read; what was is kept for `take`."""
