@@ -60,6 +60,8 @@ class DemoJob:
     missing: bool = False
     """Score once more without each seat."""
     device: str = "cpu"
+    threads: int = 1
+    """The coordinator's; each site has one. Results depend on it in their last bits."""
 
     def toml(self) -> dict[str, Any]:
         """`job.toml` as a dict."""
@@ -150,7 +152,7 @@ class Federation:
                 "peer": {"role": "coordinator", "site": HUB, "federation": FEDERATION},
                 "network": {"listen": f"tcp://127.0.0.1:{port}"},
                 "data": {"labels": f"../{self.data.name}/labels", "convention": "msd"},
-                "runtime": runtime,
+                "runtime": runtime | {"threads": self.job.threads},
             },
         )
         _write(self.hub / "job.toml", to_toml(self.job.toml()))
