@@ -124,6 +124,7 @@ class BankSegmenter(PatientSegmenter):
         sites = await self._locator.locate(request, lost, some)
         await self._heed_consent(sites)
         grid = fitting(request, sites, self._octets_per_voxel(asked.want))
+        self._consent.note_located(sites.grids(), asked.key)
         if ours:
             await self._check_grid(asked.key, sites.grids()[request.site], main, request.site)
             seating, missing = run.seating, unfilled(asked.key, run.seating, sites)

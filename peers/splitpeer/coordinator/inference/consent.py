@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from splitpeer.coordinator.exclusion import Exclusion
 from splitpeer.coordinator.remote_site import RemoteSite
@@ -33,9 +33,10 @@ class LateConsent:
         """A site was asked about a patient, and says so."""
         self._said.setdefault(site, set()).add(key)
 
-    def note_located(self, site: str, key: bytes) -> None:
-        """A site was asked about a patient and has an image: from now on it may withdraw this patient's consent."""
-        self._located.setdefault(site, set()).add(key)
+    def note_located(self, sites: Iterable[str], key: bytes) -> None:
+        """These have images of a patient that fit together: from now on they may withdraw this patient's consent."""
+        for site in sites:
+            self._located.setdefault(site, set()).add(key)
 
     def news(self, dropped: frozenset[bytes]) -> Mapping[str, frozenset[bytes]]:
         """By site (empty: nobody's word), who has withdrawn since this was asked last.

@@ -141,7 +141,6 @@ class Locator:
         for site, answer in answers.items():
             if isinstance(answer, Located) and answer.patient is not None:
                 found.located[site] = answer.patient
-                self._consent.note_located(site.name, request.asked.key)
             elif isinstance(answer, Located):
                 found.causes[site.name] = answer.cause or "absent"
                 if answer.cause == CONSENT:

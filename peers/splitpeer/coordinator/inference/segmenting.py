@@ -238,6 +238,7 @@ class PatientSegmenter:
         run, key = self._run, request.asked.key
         sites = await self._locator.locate(request, lost)
         grid = fitting(request, sites, self._octets_per_voxel(request.asked.want))
+        self._consent.note_located(sites.grids(), key)
         lists = {site.name: {key: seats_of_a_site(site, patient)} for site, patient in sites.located.items()}
         seating = seated(run, key, lists)
         missing = unfilled(key, seating, sites)
