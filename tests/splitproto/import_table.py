@@ -139,6 +139,8 @@ TABLE: dict[str, Row] = {
     "splitpeer.daemon": Row(
         HEAVY | SHELLS | UPPER, why="watching a daemon needs no torch, and cannot touch a link"
     ),
+    "splitpeer.ranks": Row(SOCKETS | UPPER, why="the step of several ranks knows no site"),
+    "splitpeer.ranks.torchrun": Row(SOCKETS | UPPER | HEAVY, why="read before torch is imported"),
     "splitpeer.federation": Row(
         SHELLS | ROLES | {"splitpeer.cli"}, why="what both ends share knows neither end"
     ),

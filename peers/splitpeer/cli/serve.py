@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,10 +30,14 @@ from splitpeer.daemon.duty import Duty
 from splitpeer.errors import ConfigError
 from splitpeer.logs import event
 from splitpeer.preflight import notices
+from splitpeer.ranks.torchrun import Rank, own_rank
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import descriptors
 from splitproto.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from splitpeer.ranks.group import Group
 
 FORCED = 130
 log = logging.getLogger(__name__)
@@ -117,6 +123,15 @@ def serve(
         raise ConfigError("a coordinator needs its job: add --job job.toml")
     else:
         job = JobConfig.load(job_file)
+    rank = own_rank()
+    if rank is not None:
+        rank.quieten()
+        if job is None:
+            raise ConfigError("several ranks are for the coordinator: start a client without torchrun")
+        if not rank.leads:
+            with early.signals():
+                _follow(rank, config, job)
+            return
     # Its home folder need not be writable; matplotlib reads this when it is imported.
     os.environ.setdefault("MPLCONFIGDIR", str(config.peer.state.absolute() / "matplotlib"))
     keep_freed_memory()
@@ -131,7 +146,8 @@ def serve(
             asyncio.run(_client(config, duty, curious, verify))
             return
         load("splitpeer.coordinator.coordinator", "splitpeer.daemon.console")
-        result = asyncio.run(_coordinator(config, job, duty, resume, curious, verify, readmit))
+        with _others(rank, config, job) as group:
+            result = asyncio.run(_coordinator(config, job, duty, resume, curious, verify, readmit, group))
     if as_json:
         echo_json(result)
 
@@ -164,6 +180,29 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
+def _others(rank: Rank | None, config: PeerConfig, job: JobConfig) -> AbstractContextManager[Group | None]:
+    """The ranks that this process leads, once all have met."""
+    if rank is None:
+        return nullcontext()
+    from splitpeer.coordinator.ranks import met
+
+    return met(rank, config, job)
+
+
+def _follow(rank: Rank, config: PeerConfig, job: JobConfig) -> None:
+    """Another rank than the first: no port, no state folder, no results; it ends when rank 0 does."""
+    load("splitpeer.coordinator.ranks")
+    from splitpeer.coordinator.ranks import follow, met
+
+    async def until_told(group: Group) -> None:
+        # torchrun passes signals on to every rank: the first one is for rank 0 to act on.
+        _stop_on_signals()
+        await follow(group, config, job)
+
+    with met(rank, config, job) as group:
+        asyncio.run(until_told(group))
+
+
 async def _client(config: PeerConfig, duty: Duty, curious: Path | None, verify: bool) -> None:
     from splitpeer.site.client import Client
 
@@ -181,6 +220,7 @@ async def _coordinator(
     curious: Path | None,
     verify: bool,
     readmit: tuple[str, ...],
+    group: Group | None,
 ) -> dict[str, object]:
     from dataclasses import asdict
 
@@ -203,6 +243,7 @@ async def _coordinator(
             curious=curious,
             verify=verify,
             readmit=readmit,
+            group=group,
         )
     except BaseException:
         view.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from splitpeer.coordinator.inference.segmenting import PatientSegmenter
 from splitpeer.coordinator.inference.service import Service
@@ -28,6 +29,8 @@ from splitpeer.federation.halves import coordinator_half, gradient_stacks
 from splitpeer.federation.masks import convention_of, logits_octets, masks_on_wire, task_of
 from splitpeer.federation.seats import Seats
 from splitpeer.federation.terms import seat_descriptors
+from splitpeer.ranks.group import Group, device_of
+from splitpeer.ranks.halves import FollowingHalf, LeadingHalf
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.split_round import Place
@@ -97,11 +100,22 @@ def salt_check_of(config: PeerConfig) -> bytes:
     return salt_check(load_salt(config.data.salt))
 
 
-def make_half(config: PeerConfig, settings: JobConfig, job: Job, seats: Seats) -> CoordinatorHalf:
-    """Fusion and decoder, and what trains them."""
+def make_half(
+    config: PeerConfig, settings: JobConfig, job: Job, seats: Seats, group: Group | None = None
+) -> CoordinatorHalf:
+    """Fusion and decoder, and what trains them.
+
+    Args:
+        group: of which this process is a rank; None: it is alone.
+    """
     at_site = settings.labels.at is not None
     task = task_of(settings.task) if at_site else settings.task.task(config.data.convention)
-    return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
+    if group is None:
+        return coordinator_half(settings, job, seats.names, task, pick_device(config.runtime.device))
+    kind = partial(LeadingHalf if group.rank.leads else FollowingHalf, group)
+    return coordinator_half(
+        settings, job, seats.names, task, device_of(group.rank, config.runtime.device), kind
+    )
 
 
 def make_service(

@@ -30,6 +30,7 @@ from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.matching import Matching
+from splitpeer.coordinator.ranks import while_beating
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
 from splitpeer.coordinator.run_files import RunFiles, RunResult
@@ -59,6 +60,7 @@ from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
+from splitpeer.ranks.group import Group
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -97,6 +99,7 @@ class Coordinator:
         verify: read every mask to its end before sites are waited for, not only its header.
         readmit: sites whose part in the run goes to the next that joins with their certificate (SP-11.14-5).
         lane: the way in, if not the port of `listen`.
+        group: the ranks that this process leads; None: it is alone.
     """
 
     _serving = False
@@ -115,6 +118,7 @@ class Coordinator:
         verify: bool = False,
         readmit: Collection[str] = (),
         lane: Lane | None = None,
+        group: Group | None = None,
     ) -> None:
         self._lane = lane
         self._config, self._settings, self._stop, self._view = config, job, stop, view
@@ -129,7 +133,7 @@ class Coordinator:
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
-        half = make_half(config, job, self._job, self._seats)
+        half = make_half(config, job, self._job, self._seats, group)
         self._witness = Witness(config, curious)
         everywhere = self._duty.report.to(
             MetricsSink(self._files), ConsoleSink(view), TrailSink(self._witness.note)
@@ -346,7 +350,8 @@ class Coordinator:
         Returns:
             Reason and text of the bye that is due.
         """
-        work = asyncio.create_task(self._to_the_end())
+        half, step_s = self._run.half, self._settings.deadlines.step_s
+        work = asyncio.create_task(while_beating(self._to_the_end(), half, self._compute, step_s))
         stopping = asyncio.create_task(self._stop.wait())
         leaving: list[asyncio.Task[None]] = []
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from splitpeer.data.task import Task
 from splitpeer.defences.image.stack import ImageStack, make_image_stack
@@ -29,9 +29,18 @@ from splitproto.tensors import Array
 
 
 def coordinator_half(
-    settings: JobConfig, job: Job, seats: Sequence[str], task: Task, device: str
+    settings: JobConfig,
+    job: Job,
+    seats: Sequence[str],
+    task: Task,
+    device: str,
+    kind: Callable[..., CoordinatorHalf] = CoordinatorHalf,
 ) -> CoordinatorHalf:
-    """Fusion and decoder, and what trains them."""
+    """Fusion and decoder, and what trains them.
+
+    Args:
+        kind: of the half; one of several ranks has its own.
+    """
     decoder = build_decoder(
         backbone_of(job),
         seats if job.fusion is None else (SUM,),
@@ -42,7 +51,7 @@ def coordinator_half(
     )
     optimiser = make_optimiser(decoder.parameters(), job.optimiser, job.learning_rate, job.weight_decay)
     schedule = make_schedule(optimiser, job.schedule, job.steps)
-    return CoordinatorHalf(decoder, optimiser, schedule, device, exclusive=task.exclusive)
+    return kind(decoder, optimiser, schedule, device, exclusive=task.exclusive)
 
 
 def gradient_stacks(written: Written, job: Job, seats: Seats, key: bytes) -> dict[Place, Stack]:

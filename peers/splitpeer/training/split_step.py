@@ -31,7 +31,7 @@ from splitpeer.training.machine import in_order, kind
 from splitpeer.training.optimiser import Schedule
 
 Arrays = dict[str, np.ndarray]
-Activations = Mapping[str, Mapping[str, np.ndarray]]
+Activations = Mapping[str, Mapping[str, np.ndarray | Tensor]]
 State = tuple[dict[str, Tensor], dict[str, Any]]
 log = logging.getLogger(__name__)
 
@@ -448,9 +448,14 @@ class CoordinatorHalf(_Half):
 
     def predict(self, activations: Activations, absent: Collection[str] = ()) -> np.ndarray:
         """Probabilities float32 [B, channels, *spatial]; no graph, and a pending step stays as it is."""
-        with self._evaluating():
-            logits = self.network(self._tensors(activations), absent)
+        logits = self._evaluated(activations, absent)
         return _array(probabilities(logits, exclusive=self._exclusive))
+
+    def _evaluated(self, activations: Activations, absent: Collection[str]) -> Tensor:
+        """Logits [B, channels, *spatial] without a graph."""
+        with self._evaluating():
+            logits: Tensor = self.network(self._tensors(activations), absent)
+        return logits
 
     def _decode(
         self,
@@ -468,23 +473,41 @@ class CoordinatorHalf(_Half):
                 leaf.requires_grad_()
         held = {seat: torch.from_numpy(rows).to(self.device) for seat, rows in (have or {}).items()}
         with self._autocast():
-            logits = self.network(leaves, absent, held)
+            logits = self._trained(leaves, absent, held)
         self._leaves, self._logits = leaves if inputs else {}, logits.float()
         return self._logits
 
+    def _trained(
+        self, leaves: Mapping[str, Mapping[str, Tensor]], absent: Collection[str], held: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The network's logits, with a graph. With several ranks, their gradients are summed through it."""
+        logits: Tensor = self.network(leaves, absent, held)
+        return logits
+
     def _finish(self) -> dict[str, Arrays]:
-        leaves = self._leaves
+        gradients = self._gradients()
         self._forget()
-        for seat, levels in leaves.items():
-            for name, leaf in levels.items():
-                if not all_finite(_gradient(leaf)):
-                    self.optimiser.zero_grad()
+        for seat, levels in gradients.items():
+            for name, gradient in levels.items():
+                if not all_finite(gradient):
+                    self._discard()
                     raise _diverged(f"the gradient of {seat}'s {name}", self.steps_done)
         self._apply()
         return {
-            seat: {name: _array(_gradient(leaf)) for name, leaf in levels.items()}
-            for seat, levels in leaves.items()
+            seat: {name: _array(gradient) for name, gradient in levels.items()}
+            for seat, levels in gradients.items()
         }
+
+    def _gradients(self) -> dict[str, dict[str, Tensor]]:
+        """What came back to the inputs of the decoder."""
+        return {
+            seat: {name: _gradient(leaf) for name, leaf in levels.items()}
+            for seat, levels in self._leaves.items()
+        }
+
+    def _discard(self) -> None:
+        """Nothing is learned from the step."""
+        self.optimiser.zero_grad()
 
     def _tensors(self, activations: Activations) -> dict[str, dict[str, Tensor]]:
         return {

@@ -1,0 +1,1 @@
+"""Several processes under `torchrun` as one coordinator, or as one sweep."""
