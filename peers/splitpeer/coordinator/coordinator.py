@@ -60,7 +60,7 @@ from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
-from splitpeer.ranks.group import Group
+from splitpeer.ranks.group import Group, RankLost
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -292,8 +292,8 @@ class Coordinator:
         cases = self._masks.volumes.cases if self._masks is not None else {}
         for patient, path in named_in(str(error), cases).items():
             self._report(h.PatientNamed(patient, path))
-        # A full disk is mended and the coordinator started again, where it resumes: sites keep dialling.
-        reason = "drain" if isinstance(error, DiskTrouble) else "failed"
+        # A disk or a rank is mended and the coordinator started again, where it resumes: sites keep dialling.
+        reason = "drain" if isinstance(error, DiskTrouble | RankLost) else "failed"
         # Local paths and files stay here; sites learn the kind of trouble.
         local = isinstance(error, DataError | ConfigError)
         return reason, (

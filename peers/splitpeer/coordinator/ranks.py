@@ -1,7 +1,7 @@
 """A coordinator on several ranks: rank 0 is what the other files here make of it, and the others compute for it.
 
-Sites, door, masks, checkpoints, results and the decision about every step are rank 0's. A lane for each rank would spread
-the sites' traffic too, but a site's link, its requests and what it has applied are known in one process.
+Sites, door, masks, checkpoints, results and the decision about every step are rank 0's. A lane for each rank would
+spread the sites' traffic too, but a site's link, its requests and what it has applied are known in one process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -30,8 +31,10 @@ from splitpeer.training.split_step import CoordinatorHalf
 
 BEAT_S = 20.0
 """Rank 0 tells the others so often that there will be more to do."""
-SHARE = 0.8
+SHARE = 0.5
 """Of the deadline of a step: how long one rank waits for another, so that the error names the rank."""
+_LATER = "torch._dynamo"
+"""DistributedDataParallel imports it: seconds on a slow machine, which no step should take."""
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +56,8 @@ def met(rank: Rank, config: PeerConfig, job: JobConfig) -> Iterator[Group]:
             f"{job.source}: [training] batch = {job.training.batch} for {rank.world} ranks, which need a sample each: "
             "raise it, or start fewer"
         )
+    with suppress(ImportError):
+        import_module(_LATER)
     cuda = device_of(rank, config.runtime.device) != "cpu"
     with Group(rank, SHARE * job.deadlines.step_s, cuda=cuda).met(_terms(config, job)) as group:
         event(log, "rank.met", rank=rank.number, ranks=rank.world, at=rank.address)

@@ -50,7 +50,7 @@ class Group:
         """Sent and received here, without the sums of gradients."""
         self.summing: Any = None
         """The process group in which gradients are summed; None before all have met."""
-        self._sent: list[tuple[Any, Tensor]] = []
+        self._sent: list[tuple[int, Any, Tensor]] = []
         self._lost = False
 
     @property
@@ -101,9 +101,9 @@ class Group:
 
     def send(self, to: int, tensors: Sequence[Tensor]) -> None:
         """Begin to send tensors, which are on the CPU and contiguous. Raises RankLost."""
-        self._sent = [(work, tensor) for work, tensor in self._sent if not work.is_completed()]
+        self._sent = [one for one in self._sent if not one[1].is_completed()]
         with self._heard(to):
-            self._sent += [(dist.isend(tensor, to), tensor) for tensor in tensors if tensor.numel()]
+            self._sent += [(to, dist.isend(tensor, to), tensor) for tensor in tensors if tensor.numel()]
         self.octets += sum(map(_octets, tensors))
 
     def receive(self, of: int, into: Sequence[Tensor], timeout: float | None = None) -> None:
@@ -119,8 +119,8 @@ class Group:
         """Wait until what was sent has arrived. Raises RankLost."""
         limit = timedelta(seconds=self.wait_s if timeout is None else timeout)
         sent, self._sent = self._sent, []
-        with self._heard(None):
-            for work, _ in sent:
+        for to, work, _ in sent:
+            with self._heard(to):
                 work.wait(limit)
 
     def end(self) -> None:
@@ -149,6 +149,8 @@ class Group:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             self._lost = True
+            if other is None and self.rank.world == 2:
+                other = 1 - self.rank.number
             who = "another rank" if other is None else f"rank {other}"
             slow = "imed out" in str(error)
             what = f"did not answer within {self.wait_s:g} s" if slow else "ended: its last line says why"

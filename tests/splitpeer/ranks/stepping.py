@@ -52,7 +52,7 @@ def arrived(network: str, settings: dict, number: int):
 
 @dataclass
 class Compared:
-    """The largest difference between all ranks and one, by what it is of; relative to the largest value there."""
+    """The largest difference between all ranks and one, by what it is of; relative to the largest value of its kind."""
 
     found: dict[str, float] = field(default_factory=dict)
 
@@ -69,9 +69,10 @@ class Compared:
                 self.note("gradients of activations", all_ranks[seat][name], level)
 
     def weights(self, all_ranks: CoordinatorHalf, alone: CoordinatorHalf) -> None:
+        """Together: the gradient of a bias before a norm is nothing but roundings."""
         assert all_ranks.steps_done == alone.steps_done
-        for name, tensor in alone.network.state_dict().items():
-            self.note("weights", all_ranks.network.state_dict()[name], tensor)
+        both = [one.network.state_dict() for one in (all_ranks, alone)]
+        self.note("weights", *(torch.cat([tensor.flatten() for tensor in one.values()]) for one in both))
 
 
 def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings: dict) -> dict[str, float]:

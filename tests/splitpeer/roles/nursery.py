@@ -7,7 +7,7 @@ later `{"pid": n, "code": n}`. When its standard input ends, it kills what is st
 
 A line may also hold settings for tests only: `pace` multiplies heartbeats and the silence that ends a
 link, `run` is the run's id (noise is drawn from it), `clock` a file in `cwd` with seconds to add to
-the wall clock of everything but OpenSSL.
+the wall clock of everything but OpenSSL, `environ` variables of the process.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LATER = ("nibabel", "numpy.random", "scipy.ndimage", "scipy.spatial", "splitpeer
 
 def bend(asked: dict[str, Any]) -> None:
     """What only tests want otherwise, in the child."""
+    os.environ.update(asked.get("environ", {}))
     if pace := asked.get("pace"):
         was = Timing()
         usual = {was.heartbeat, was.silence, was.handshake}

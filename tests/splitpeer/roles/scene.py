@@ -388,10 +388,10 @@ class Scene:
 
     # --- processes -------------------------------------------------------------------------------------
 
-    def start(self, who: str, *arguments: str, group: int = 0) -> Daemon:
-        """`splitpeer serve` in the folder of `who`, as a process of its own."""
+    def start(self, who: str, *arguments: str, group: int = 0, **bent: Any) -> Daemon:
+        """`splitpeer serve` in the folder of `who`, as a process of its own; `bent` as in `self.bent`."""
         daemon = self.nursery.start(
-            self._argv(who, arguments), self.folder / who, self._log(who), group, **self.bent
+            self._argv(who, arguments), self.folder / who, self._log(who), group, **self.bent, **bent
         )
         self.started.append(daemon)
         return daemon
