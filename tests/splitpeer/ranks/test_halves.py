@@ -15,8 +15,8 @@ from tests.networks import SMALL
 from tests.splitpeer.roles.scene import free_port
 
 ROUNDINGS = 1e-6
-"""Of the largest value: sixteen roundings of float32 (6e-8). A kernel may add up in another order for another
-size of batch, and the ranks' sums of a weight's gradient are added at the end; each addition is wrong by one rounding at most.
+"""Of the largest value: sixteen roundings of float32 (6e-8). A kernel may add up in another order for another size of
+batch, and the ranks' sums of a weight's gradient are added at the end; each addition is wrong by one rounding at most.
 """
 SCRIPT = Path(__file__).with_name("stepping.py")
 
