@@ -37,7 +37,7 @@ from splitpeer.storage import descriptors
 from splitproto.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from splitpeer.ranks.group import Group
+    from splitpeer.ranks.group import Ranks
 
 FORCED = 130
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _stop_on_signals(before_leaving: Callable[[], None] = lambda: None) -> async
     return stop
 
 
-def _others(rank: Rank | None, config: PeerConfig, job: JobConfig) -> AbstractContextManager[Group | None]:
+def _others(rank: Rank | None, config: PeerConfig, job: JobConfig) -> AbstractContextManager[Ranks | None]:
     """The ranks that this process leads, once all have met."""
     if rank is None:
         return nullcontext()
@@ -194,7 +194,7 @@ def _follow(rank: Rank, config: PeerConfig, job: JobConfig) -> None:
     load("splitpeer.coordinator.ranks")
     from splitpeer.coordinator.ranks import follow, met
 
-    async def until_told(group: Group) -> None:
+    async def until_told(group: Ranks) -> None:
         # torchrun passes signals on to every rank: the first one is for rank 0 to act on.
         _stop_on_signals()
         await follow(group, config, job)
@@ -220,7 +220,7 @@ async def _coordinator(
     curious: Path | None,
     verify: bool,
     readmit: tuple[str, ...],
-    group: Group | None,
+    group: Ranks | None,
 ) -> dict[str, object]:
     from dataclasses import asdict
 

@@ -29,7 +29,7 @@ from splitpeer.federation.halves import coordinator_half, gradient_stacks
 from splitpeer.federation.masks import convention_of, logits_octets, masks_on_wire, task_of
 from splitpeer.federation.seats import Seats
 from splitpeer.federation.terms import seat_descriptors
-from splitpeer.ranks.group import Group, device_of
+from splitpeer.ranks.group import Ranks, device_of
 from splitpeer.ranks.halves import FollowingHalf, LeadingHalf
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -101,7 +101,7 @@ def salt_check_of(config: PeerConfig) -> bytes:
 
 
 def make_half(
-    config: PeerConfig, settings: JobConfig, job: Job, seats: Seats, group: Group | None = None
+    config: PeerConfig, settings: JobConfig, job: Job, seats: Seats, group: Ranks | None = None
 ) -> CoordinatorHalf:
     """Fusion and decoder, and what trains them.
 

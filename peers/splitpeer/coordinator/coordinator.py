@@ -60,7 +60,7 @@ from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
-from splitpeer.ranks.group import Group, RankLost
+from splitpeer.ranks.group import RankLost, Ranks
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
@@ -118,7 +118,7 @@ class Coordinator:
         verify: bool = False,
         readmit: Collection[str] = (),
         lane: Lane | None = None,
-        group: Group | None = None,
+        group: Ranks | None = None,
     ) -> None:
         self._lane = lane
         self._config, self._settings, self._stop, self._view = config, job, stop, view

@@ -22,7 +22,7 @@ from splitpeer.federation.compute import COMPUTE_S, Compute
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire
 from splitpeer.logs import event
-from splitpeer.ranks.group import Group, device_of
+from splitpeer.ranks.group import Ranks, device_of
 from splitpeer.ranks.halves import FollowingHalf, LeadingHalf
 from splitpeer.ranks.torchrun import Rank
 from splitpeer.settings.job import JobConfig
@@ -44,7 +44,7 @@ def longest(step_s: float) -> float:
 
 
 @contextmanager
-def met(rank: Rank, config: PeerConfig, job: JobConfig) -> Iterator[Group]:
+def met(rank: Rank, config: PeerConfig, job: JobConfig) -> Iterator[Ranks]:
     """Within the block all ranks have met; at its end rank 0 tells the others that it ends.
 
     Raises:
@@ -59,7 +59,7 @@ def met(rank: Rank, config: PeerConfig, job: JobConfig) -> Iterator[Group]:
     with suppress(ImportError):
         import_module(_LATER)
     cuda = device_of(rank, config.runtime.device) != "cpu"
-    with Group(rank, SHARE * job.deadlines.step_s, cuda=cuda).met(_terms(config, job)) as group:
+    with Ranks(rank, SHARE * job.deadlines.step_s, cuda=cuda).met(_terms(config, job)) as group:
         event(log, "rank.met", rank=rank.number, ranks=rank.world, at=rank.address)
         try:
             yield group
@@ -68,7 +68,7 @@ def met(rank: Rank, config: PeerConfig, job: JobConfig) -> Iterator[Group]:
                 group.end()
 
 
-async def follow(group: Group, config: PeerConfig, job: JobConfig) -> None:
+async def follow(group: Ranks, config: PeerConfig, job: JobConfig) -> None:
     """Another rank's work: carry out what rank 0 orders, until it ends.
 
     Raises:

@@ -35,7 +35,7 @@ class RankLost(DeadlinePassed):
     """Another rank ended, or does not answer: nothing can be computed any more."""
 
 
-class Group:
+class Ranks:
     """All ranks, once they have met.
 
     Args:
@@ -59,7 +59,7 @@ class Group:
         return range(1, self.rank.world)
 
     @contextmanager
-    def met(self, terms: str) -> Iterator[Group]:
+    def met(self, terms: str) -> Iterator[Ranks]:
         """Within the block all ranks have met, and work on the same.
 
         Args:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from splitpeer.models.backbone import Decoder
-from splitpeer.ranks.group import Group
+from splitpeer.ranks.group import Ranks
 from splitpeer.training.backward import backward
 from splitpeer.training.optimiser import Schedule
 from splitpeer.training.split_step import Activations, CoordinatorHalf
@@ -52,7 +52,7 @@ class _RankedHalf(CoordinatorHalf):
 
     def __init__(
         self,
-        group: Group,
+        group: Ranks,
         decoder: Decoder,
         optimiser: Optimizer,
         schedule: Schedule,

@@ -14,7 +14,7 @@ import torch
 
 from splitpeer.errors import JobFailed
 from splitpeer.models import build_decoder, build_encoder, make_backbone
-from splitpeer.ranks.group import Group
+from splitpeer.ranks.group import Ranks
 from splitpeer.ranks.halves import FollowingHalf, LeadingHalf
 from splitpeer.ranks.torchrun import own_rank
 from splitpeer.training.loss import loss_gradient
@@ -127,7 +127,7 @@ def main(network: str, settings: dict, fusion: str) -> None:
     torch.set_num_threads(1)
     rank = own_rank()
     assert rank is not None
-    with Group(rank, 30.0).met("the same") as group:
+    with Ranks(rank, 30.0).met("the same") as group:
         if not rank.leads:
             following = half(lambda *a, **k: FollowingHalf(group, *a, **k), network, settings, fusion)
             if rank.number == 1:

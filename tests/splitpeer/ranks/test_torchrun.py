@@ -82,7 +82,7 @@ def test_waiting_for_ranks_that_do_not_come_has_an_end() -> None:
     """Nobody listens there: torch itself waits far longer than it was told, and not for signals."""
     script = (
         "from splitpeer.ranks import group; from splitpeer.ranks.torchrun import own_rank; group.JOIN_S = 1.0\n"
-        "try:\n    group.Group(own_rank(), 1.0).met('x').__enter__()\n"
+        "try:\n    group.Ranks(own_rank(), 1.0).met('x').__enter__()\n"
         "except group.RankLost as error: print(error)"
     )
     nobody = TWO | {
