@@ -113,28 +113,14 @@ def serve(
         given = sorted(map(canonical_modality, modalities))
         _same("modality", ", ".join(given), ", ".join(sorted(config.peer.modalities)) or None, config)
     logs.setup(config.log.format, config.log.level)
-    job = None
-    if config.peer.role == "client":
-        if job_file is not None or resume is not None or readmit:
-            raise ConfigError(
-                "--job, --resume, --fresh and --readmit are for the coordinator, from which a client gets its job"
-            )
-    elif job_file is None:
-        raise ConfigError("a coordinator needs its job: add --job job.toml")
-    else:
-        job = JobConfig.load(job_file)
-    rank = own_rank()
-    if rank is not None:
-        rank.quieten()
-        if job is None:
-            raise ConfigError("several ranks are for the coordinator: start a client without torchrun")
-        if not rank.leads:
-            with early.signals():
-                _follow(rank, config, job)
-            return
+    job = _job(config, job_file, resume, readmit)
+    rank = _own_rank(job)
     # Its home folder need not be writable; matplotlib reads this when it is imported.
     os.environ.setdefault("MPLCONFIGDIR", str(config.peer.state.absolute() / "matplotlib"))
     keep_freed_memory()
+    if rank is not None and job is not None and not rank.leads:
+        _follow(rank, config, job)
+        return
     # The folder is taken and a line shown before torch is imported: that takes seconds on a slow machine.
     with early.signals(), Duty(config).held() as duty:
         event(log, "peer.starting", role=config.peer.role, site=config.peer.site, pid=os.getpid())
@@ -150,6 +136,31 @@ def serve(
             result = asyncio.run(_coordinator(config, job, duty, resume, curious, verify, readmit, group))
     if as_json:
         echo_json(result)
+
+
+def _job(
+    config: PeerConfig, job_file: Path | None, resume: bool | None, readmit: tuple[str, ...]
+) -> JobConfig | None:
+    """The coordinator's; a client has none."""
+    if config.peer.role == "client":
+        if job_file is not None or resume is not None or readmit:
+            raise ConfigError(
+                "--job, --resume, --fresh and --readmit are for the coordinator, from which a client gets its job"
+            )
+        return None
+    if job_file is None:
+        raise ConfigError("a coordinator needs its job: add --job job.toml")
+    return JobConfig.load(job_file)
+
+
+def _own_rank(job: JobConfig | None) -> Rank | None:
+    """This process's among those that torchrun started."""
+    rank = own_rank()
+    if rank is not None:
+        if job is None:
+            raise ConfigError("several ranks are for the coordinator: start a client without torchrun")
+        rank.quieten()
+    return rank
 
 
 def _same(name: str, given: str | None, configured: str | None, config: PeerConfig) -> None:
@@ -191,16 +202,18 @@ def _others(rank: Rank | None, config: PeerConfig, job: JobConfig) -> AbstractCo
 
 def _follow(rank: Rank, config: PeerConfig, job: JobConfig) -> None:
     """Another rank than the first: no port, no state folder, no results; it ends when rank 0 does."""
-    load("splitpeer.coordinator.ranks")
-    from splitpeer.coordinator.ranks import follow, met
 
     async def until_told(group: Ranks) -> None:
         # torchrun passes signals on to every rank: the first one is for rank 0 to act on.
         _stop_on_signals()
         await follow(group, config, job)
 
-    with met(rank, config, job) as group:
-        asyncio.run(until_told(group))
+    with early.signals():
+        load("splitpeer.coordinator.ranks")
+        from splitpeer.coordinator.ranks import follow, met
+
+        with met(rank, config, job) as group:
+            asyncio.run(until_told(group))
 
 
 async def _client(config: PeerConfig, duty: Duty, curious: Path | None, verify: bool) -> None:

@@ -104,6 +104,7 @@ class Coordinator:
 
     _serving = False
     """The run is complete, and the sites stay."""
+    _work: RunWork
 
     def __init__(
         self,
@@ -159,7 +160,6 @@ class Coordinator:
             Seating(self._job, self._seats, {}), self._report, spans=Spans(config.peer.site),
         )  # fmt: skip
         gathering = Gathering(self._run, self._matching, self._witness, self.defences)
-        self._work: RunWork
         if self._job.frozen:
             work = FrozenWork(self._run, gathering, config, stays=job.inference is not None)
             self._work, self._service = work, make_service(config, job, self._run, work.segmenter)
