@@ -2,7 +2,9 @@
 
 A federation of real processes (a coordinator, and a site per modality) trains one step, and then serves. Requests go
 through the spool, as those of `splitpeer segment` do. First one at a time: latency. Then several at once, from all
-sites: patients a minute. CPU seconds are of each process with all threads, from /proc.
+sites: patients a minute. CPU seconds are of each process with all threads, from /proc. After each request the same
+network computes the same windows in this process, with one thread: what a request takes longer is wire and queue, files
+and whatever else is not computing. The sites have read the images before, and compute side by side.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
-from rows import Found, Line
+from rows import Found, Line, at_most, ratios, spread
 
 from splitpeer.daemon.spool import Spool, folder_of
 from splitpeer.daemon.spooled import SpoolRequest, now
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, seat_descriptors
+from splitpeer.models import build_split_network, unet_backbone
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitproto import pki
@@ -63,17 +67,22 @@ class Case:
 
 CASES = {
     "2-D, 96 x 96 x 20": Case((96, 96, 20), (96, 96), 20),
+    "2-D, 240 x 240 x 155": Case((240, 240, 155), (240, 240), 8),
     "3-D, 96 x 96 x 96": Case((96, 96, 96), (96, 96, 96), 1),
 }
+PATIENTS = 2
+TARGET = 1.1
+"""Of a request by the computation of its windows: wire and queue take a tenth."""
 
 
 @dataclass(frozen=True)
 class Figures:
     """Of one case."""
 
-    latency_s: float
-    """Median, from the request's file to its answer."""
-    worst_s: float
+    latencies: list[float]
+    """Seconds of each request, from its file to its answer."""
+    computed: list[float]
+    """Seconds that its windows take in one process, encoders and decoder, after each request."""
     served_s: float
     """Median, of that at the coordinator: sites, wire and decoder."""
     site_cpu_s: float
@@ -87,6 +96,11 @@ class Figures:
     together: int
     """How many these were."""
 
+    @property
+    def latency_s(self) -> float:
+        """Median."""
+        return statistics.median(self.latencies)
+
 
 class Federation:
     """Files and processes of one case; the folder is new."""
@@ -94,7 +108,7 @@ class Federation:
     def __init__(
         self, folder: Path, case: Case, sites: list[str], features: list[int], patients: int, port: int
     ) -> None:
-        self.folder, self.case, self.sites = folder, case, sites
+        self.folder, self.case, self.sites, self.features = folder, case, sites, features
         self.names = [f"P{number}" for number in range(patients)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         moment = datetime.now(UTC)
@@ -195,13 +209,35 @@ class Federation:
             found[who] = (int(fields[11]) + int(fields[12])) / tick
         return found
 
+    def computing(self) -> Callable[[], float]:
+        """What computes the windows of a patient in this process, and returns its seconds."""
+        case, windows = self.case, self.windows()
+        network = build_split_network(
+            unet_backbone(len(case.window), self.features), tuple(self.sites), job_seed=0
+        )
+        network.eval()
+        rows = [min(case.batch, windows - at) for at in range(0, windows, case.batch)]
+        images = [{one: torch.randn(n, 1, *case.window) for one in self.sites} for n in rows]
+
+        def seconds() -> float:
+            began = time.monotonic()
+            with torch.no_grad():
+                for batch in images:
+                    network(batch)
+            return time.monotonic() - began
+
+        return seconds
+
+    def windows(self) -> int:
+        """Of one patient."""
+        return self.case.shape[2] if len(self.case.window) == 2 else 1
+
     def mib(self) -> float:
         """Activations of one patient, all sites."""
         settings = JobConfig.load(self.folder / "hub" / "job.toml")
         job, seats = job_on_wire(settings), seats_of(settings)
-        windows = self.case.shape[2] if len(self.case.window) == 2 else 1
         octets = sum(
-            body_bytes(seat_descriptors(job, seats.of(site), dict.fromkeys(filled, windows)))
+            body_bytes(seat_descriptors(job, seats.of(site), dict.fromkeys(filled, self.windows())))
             for site, filled in seats.filled.items()
         )
         return octets / 2**20
@@ -220,15 +256,20 @@ class Federation:
 
 def measure(federation: Federation, times: int, together: int) -> Figures:
     """Requests one at a time, then all at once."""
-    first = federation.sites[0]
-    federation.wait(first, federation.ask(first, federation.names[0]))
-    before, known, latencies = federation.cpu(), len(federation.served()), []
+    first, computing = federation.sites[0], federation.computing()
+    for name in federation.names:
+        federation.wait(first, federation.ask(first, name))
+    computing()
+    known, spent = len(federation.served()), dict.fromkeys(federation.processes, 0.0)
+    latencies, computed = [], []
     for turn in range(times):
-        began = time.monotonic()
+        before, began = federation.cpu(), time.monotonic()
         federation.wait(first, federation.ask(first, federation.names[turn % len(federation.names)]))
         latencies.append(time.monotonic() - began)
-    after, served = federation.cpu(), federation.served()[known:]
-    spent = {who: (after[who] - before[who]) / times for who in after}
+        after = federation.cpu()
+        spent = {who: spent[who] + (after[who] - before[who]) / times for who in after}
+        computed.append(computing())
+    served = federation.served()[known:]
     began, asked = time.monotonic(), []
     for turn in range(together):
         site = federation.sites[turn % len(federation.sites)]
@@ -237,8 +278,8 @@ def measure(federation: Federation, times: int, together: int) -> Figures:
         federation.wait(site, name)
     minutes = (time.monotonic() - began) / 60
     return Figures(
-        statistics.median(latencies),
-        max(latencies),
+        latencies,
+        computed,
         statistics.median(served),
         statistics.mean(cpu for who, cpu in spent.items() if who != "hub"),
         spent["hub"],
@@ -260,14 +301,18 @@ def bound(figures: Figures) -> str:
     return "waiting: wire, files, other work on the machine"
 
 
-ABOUT = ("A request, from the spool to the result.",)
+ABOUT = (
+    "A request for one patient, from the spool to the result: a coordinator and two sites, processes of one thread",
+    "each on two cores. It is compared with encoders and decoder on the same windows in one process of one thread.",
+)
 
 
 def rows(found: Found) -> Iterator[Line]:
     """Requests for one patient, from the spool to the result."""
     for case, told in found.items():
-        patient = f"{told['latency_s']:.2f} s a patient, {told['per_minute']:.0f} patients a minute"
+        patient = f"{spread(told['latencies'])} s a patient, {told['per_minute']:.0f} patients a minute"
         yield Line(f"inference, {case}", "", f"{patient}, {told['mib']:.0f} MiB of activations", None)
+        yield at_most(f"{case}: request / computation", ratios(told["latencies"], told["computed"]), TARGET)
 
 
 def main() -> None:
@@ -277,16 +322,22 @@ def main() -> None:
         "--features", type=int, nargs=6, default=[8, 8, 16, 32, 64, 8], help="widths of the U-Net"
     )
     parser.add_argument("--sites", type=int, default=2, choices=range(1, 5))
-    parser.add_argument("--times", type=int, default=5, help="requests, one at a time")
-    parser.add_argument("--together", type=int, default=8, help="requests at once")
+    parser.add_argument("--times", type=int, default=3, help="requests, one at a time")
+    parser.add_argument("--together", type=int, default=4, help="requests at once")
     parser.add_argument("--port", type=int, default=17443)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     found: dict[str, Figures] = {}
     for name in asked.case or list(CASES):
         with tempfile.TemporaryDirectory() as folder:
             federation = Federation(
-                Path(folder), CASES[name], list(MODALITIES[: asked.sites]), asked.features, 4, asked.port
+                Path(folder),
+                CASES[name],
+                list(MODALITIES[: asked.sites]),
+                asked.features,
+                PATIENTS,
+                asked.port,
             )
             try:
                 federation.start()
@@ -297,12 +348,13 @@ def main() -> None:
         print(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1))
         return
     table = Table(title=f"{asked.sites} sites, widths {asked.features}")
-    for head in ("patient", "latency (worst)", "of it at the coordinator", "CPU: site", "CPU: coordinator",
+    for head in ("patient", "latency (worst)", "computation", "at the coordinator", "CPU: site", "CPU: coordinator",
                  "activations", "patients a minute", "bound by"):  # fmt: skip
         table.add_column(head, justify="left" if head in ("patient", "bound by") else "right")
     for name, one in found.items():
         table.add_row(
-            name, f"{one.latency_s:.2f} s ({one.worst_s:.2f})", f"{one.served_s:.2f} s", f"{one.site_cpu_s:.2f} s",
+            name, f"{one.latency_s:.2f} s ({max(one.latencies):.2f})",
+            f"{statistics.median(one.computed):.2f} s", f"{one.served_s:.2f} s", f"{one.site_cpu_s:.2f} s",
             f"{one.hub_cpu_s:.2f} s", f"{one.mib:.0f} MiB", f"{one.per_minute:.0f} ({one.together} at once)",
             bound(one),
         )  # fmt: skip
