@@ -28,6 +28,7 @@ COMMANDS = {
         "Write what this party holds of a run as a MONAI bundle, or join all of it.",
     ),
     "trail": ("splitpeer.cli.trail:trail", "Show and check this peer's audit trail."),
+    "trace": ("splitpeer.cli.trace:trace", "Show where the time of a run's steps went, as a timeline."),
     "bank": (
         "splitpeer.cli.bank:bank",
         "List what frozen runs keep of patients at a coordinator, or delete it.",

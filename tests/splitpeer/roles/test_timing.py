@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from splitpeer.cli import main
 from splitpeer.site.step_rows import StepRows
 from splitpeer.timeline.parts import LINK, PARTS
 from tests.splitpeer.roles.scene import PATIENTS, Federation, Nursery, Scene
+from tests.splitpeer.timeline.trace_format import check
 
 STEPS = 6
 EPSILON = 4e-6
@@ -140,3 +142,22 @@ def test_a_site_keeps_so_much_and_no_more(tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.older.jsonl").read_text() + (tmp_path / "metrics.jsonl").read_text()
     steps = [json.loads(line)["step"] for line in lines.splitlines()]
     assert steps == list(range(steps[0], 101))
+
+
+def test_the_command_draws_it(
+    ran: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ran.folder)
+    out, picture = tmp_path / "trace.json", tmp_path / "trace.png"
+    with pytest.raises(SystemExit) as left:
+        main(("trace", HUB, *SITES, "-o", str(out), "--picture", str(picture)))
+    assert left.value.code == 0
+    complete = check(json.loads(out.read_text()))
+    assert {event["name"] for event in complete if event["cat"] == "step"} == {
+        f"step {number}" for number in range(1, STEPS + 1)
+    }
+    assert {event["pid"] for event in complete} == {1, 2, 3}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert f"steps 1 to {STEPS} of {', '.join((HUB, *SITES))}" in said
+    assert not [patient for patient in PATIENTS if patient in said + out.read_text()]
