@@ -35,10 +35,10 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "feature_bank": (),
     "start": (),
     "inference": (),
+    "peers": (),
 }
 LIBRARIES = ("torch", "numpy", "pyzmq", "msgpack", "cryptography", "grpcio")
 NOT_MEASURED = (
-    ("NVFlare's fastest transport; a training step and small requests with NVFlare and Flower", "not set up"),
     ("bytes per step with the best lossy codec", "bf16 is the only one"),
     ("emulated networks of 1 Gb/s and 100 Mb/s with delays of 10 and 50 ms", "no program yet"),
     ("a coordinator with a GPU", "none at hand"),
