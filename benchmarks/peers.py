@@ -144,20 +144,20 @@ def daemons(folder: Path, steps: int) -> float:
     soak = Soak(folder, tuple(tiny.SITES.values()), {})
     soak.set_up()
 
-    def until(step: int) -> float:
+    def until(wanted: int) -> tuple[int, float]:
+        """(a step from `wanted` on, when it was made)."""
         ends = time.monotonic() + DAEMONS_S
-        while soak.progress()[0] < step:
+        while (step := soak.progress()[0]) < wanted:
             soak.check()
             if time.monotonic() > ends:
-                raise SystemExit(f"the daemons did not reach step {step} within {DAEMONS_S:.0f} s")
+                raise SystemExit(f"the daemons did not reach step {wanted} within {DAEMONS_S:.0f} s")
             time.sleep(0.02)
-        return time.perf_counter()
+        return step, time.perf_counter()
 
     with soak.running():
-        began = until(WARM)
-        first = soak.progress()[0]
-        ended = until(first + steps)
-        return (soak.progress()[0] - first) / (ended - began)
+        first, began = until(WARM)
+        last, ended = until(first + steps)
+    return (last - first) / (ended - began)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

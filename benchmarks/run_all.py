@@ -1,12 +1,13 @@
 """Runs every benchmark of speed with its defaults, and writes benchmarks/RESULTS.md from their figures.
 
     pip install -c constraints.txt -e . -r benchmarks/peers.txt
-    python benchmarks/run_all.py                      # half an hour on two cores; nothing else should run
+    python benchmarks/run_all.py                      # 40 minutes on two cores; nothing else should run
     python benchmarks/run_all.py --only throughput    # repeat one; the others' figures stay
     python benchmarks/run_all.py --only               # only write the page again
 
 The figures of each program are kept as JSON in benchmarks/results/speed/, with the day and the machine. A program
-prints them with `--json`; its `ABOUT` and `rows` say what they are, and what they are to be.
+prints them with `--json`; its `ABOUT` and `rows` say what they are, and what they are to be. `peers` finds NVFlare and
+Flower by NVFLARE_PYTHON and FLOWER_PYTHON (README.md), and measures neither without.
 """
 
 from __future__ import annotations
