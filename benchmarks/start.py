@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rows import Found, Line, spread
+from rows import Found, Line, at_most, ratios, spread
 
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
@@ -35,8 +35,9 @@ TORCH = "import torch"
 TORCH_ENDED = "import torch, until the process has ended"
 FIRST_STEP = "demo: five daemons, until the first step"
 ONE_STEP = "demo: five daemons, one step and its scores, until all have ended"
+HELP = "splitpeer --help"
 COMMANDS = {
-    "splitpeer --help": ("--help",),
+    HELP: ("--help",),
     "splitpeer serve --help": ("serve", "--help"),
     "splitpeer status (no daemon)": ("status",),
     "splitpeer segment (no daemon)": ("segment", "someone", "--out", "mask.nii.gz"),
@@ -218,14 +219,29 @@ def shown(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
+HELP_S = 0.25
+FIRST_BYTE = 1.2
+"""By `import torch`."""
+FIVE_S = 9.0
+"""Half of what five daemons took at first."""
+
 ABOUT = ("CPU time from the start of a process to the point that the row names.",)
 
 
 def rows(found: Found) -> Iterator[Line]:
     """CPU seconds, of one process or of five."""
+    torch = found["rows"][TORCH]["cpu"]
     for row, told in found["rows"].items():
-        by = f"; {told['by_torch']:.2f} x `import torch`"
-        yield Line(row, "", f"{spread(told['cpu'])} CPU s{by}", None)
+        cpu = told["cpu"]
+        if row == HELP:
+            yield at_most(row, cpu, HELP_S, " CPU s")
+        elif row == FIRST_STEP:
+            yield at_most(row, cpu, FIVE_S, " CPU s")
+        else:
+            by = f"; {told['by_torch']:.2f} x `import torch`"
+            yield Line(row, "", f"{spread(cpu)} CPU s{by}", None)
+        if row in ROLES:
+            yield at_most(f"{row} / `import torch`", ratios(cpu, torch), FIRST_BYTE)
 
 
 def main() -> None:

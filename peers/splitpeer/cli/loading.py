@@ -1,4 +1,4 @@
-"""Imports of torch and of what needs it, without the garbage collector.
+"""Imports without the garbage collector: of a command, and of torch and what needs it.
 
 They leave half a million objects that stay as long as the process. Looking through them again and again costs a fifth
 of a start, and as much when the process ends, and none of them is ever garbage.

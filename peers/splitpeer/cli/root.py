@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 
 import click
 
 import splitproto
 from splitpeer.cli import early
+from splitpeer.cli.loading import load
 from splitpeer.errors import ConfigError
 
 COMMANDS = {
@@ -57,7 +58,8 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
         try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
+            load(module)
+            command: click.Command = getattr(sys.modules[module], attribute)
         except ModuleNotFoundError as error:
             missing = str(error.name).partition(".")[0]
             if missing in ("splitpeer", "splitproto"):
