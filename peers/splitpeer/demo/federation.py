@@ -103,9 +103,14 @@ class DemoJob:
 class Federation:
     """The folder of one demonstration, and its daemons.
 
+    All run on this machine. A subclass may place each elsewhere: `listens`, `dials`, `inside`.
+
     Args:
         tell: called with one line when a daemon died and is restarted.
     """
+
+    listens, dials = "127.0.0.1", "localhost"
+    """Where the coordinator listens, and by which name or address the hospitals know it."""
 
     def __init__(self, folder: Path, job: DemoJob, tell: Callable[[str], None] = lambda line: None) -> None:
         self.folder, self.job = folder, job
@@ -137,7 +142,7 @@ class Federation:
             # The order of the patients is that of their keys: with a salt of its own no demonstration would repeat.
             salt = hashlib.sha256(f"{FEDERATION} {self.job.seed}".encode()).hexdigest()
             durable.replace(self.salt, f"{salt}\n".encode())
-            pki.issue(self._pki, "coordinator", HUB, hosts=["localhost", "127.0.0.1"], now=now)
+            pki.issue(self._pki, "coordinator", HUB, hosts=[self.dials, self.listens], now=now)
             for site in SITES:
                 pki.issue(self._pki, "client", site, now=now)
 
@@ -150,7 +155,7 @@ class Federation:
             HUB,
             {
                 "peer": {"role": "coordinator", "site": HUB, "federation": FEDERATION},
-                "network": {"listen": f"tcp://127.0.0.1:{port}"},
+                "network": {"listen": f"tcp://{self.listens}:{port}"},
                 "data": {"labels": f"../{self.data.name}/labels", "convention": "msd"},
                 "runtime": runtime | {"threads": self.job.threads},
             },
@@ -163,7 +168,7 @@ class Federation:
                 ({"model": {"weights": weights}} if weights else {})
                 | {
                     "peer": {"role": "client", "site": site, "federation": FEDERATION, "modality": modality},
-                    "network": {"coordinator": f"tcp://localhost:{port}", "reconnect_s": 120},
+                    "network": {"coordinator": f"tcp://{self.dials}:{port}", "reconnect_s": 120},
                     "data": {"images": f"../{self.data.name}/{modality}"},
                     "policy": self.job.policy(site),
                     # A fixed seed so that the demonstration repeats; a hospital with weights of its own needs none.
@@ -182,6 +187,10 @@ class Federation:
         """Start the four hospitals' daemons."""
         for site, modality in SITES.items():
             self._start(site, ("--role", "client", "--modality", modality))
+
+    def inside(self, site: str) -> list[str]:
+        """What precedes the command of a party's daemon; it must become the daemon, with the same pid."""
+        return []
 
     def pids(self) -> dict[str, int]:
         """Process ids of the running daemons, by site."""
@@ -290,7 +299,15 @@ class Federation:
     def _start(self, site: str, arguments: Sequence[str], first: Sequence[str] = ()) -> None:
         """`first`: arguments of the first start alone."""
         folder = self.folder / site
-        command = [sys.executable, "-m", "splitpeer.cli", "serve", "--config", str(folder / "peer.toml")]
+        command = [
+            *self.inside(site),
+            sys.executable,
+            "-m",
+            "splitpeer.cli",
+            "serve",
+            "--config",
+            str(folder / "peer.toml"),
+        ]
         command += arguments
         if site in self._curious:
             for old in folder.glob("curious*.cap"):

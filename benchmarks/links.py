@@ -1,0 +1,221 @@
+"""A training step over links of 1 Gb/s and 100 Mb/s, with round trips of 10 and 50 ms: what the network adds to it.
+
+The demo's federation, five processes, each in a network namespace of its own (`emulated.py`; needs root). One run meets
+all links in turns, so that all of its steps are made by the same processes; a run over the loopback interface before and
+after it says how long the step takes without a network.
+
+All machines have the same link to one switch. What is narrowest is then the coordinator's own link: in each step it
+carries the activations of four sites one way and their gradients the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emulated import Link, Network
+from rich.console import Console
+from rich.table import Table
+from rows import Found, Line, at_most, spread
+
+from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
+
+UNLIMITED = "no limit"
+LINKS = {
+    UNLIMITED: Link(),
+    "1 Gb/s, 10 ms": Link(1e9, 0.010),
+    "1 Gb/s, 50 ms": Link(1e9, 0.050),
+    "100 Mb/s, 10 ms": Link(1e8, 0.010),
+    "100 Mb/s, 50 ms": Link(1e8, 0.050),
+}
+"""Rates of IP packets, and round trips between coordinator and site."""
+KEEPING = {"0": "", "1": ", slow start after idle"}
+"""How names of cases end: Linux keeps what it has learned of a path that was idle, or, as it comes, forgets it."""
+SLOW_START = "net.ipv4.tcp_slow_start_after_idle"
+WARM_UP = 5
+SKIPPED = 3
+"""Steps after a change of links that are not counted: TCP has to find out."""
+WAIT_S = 120.0
+"""For the first step, and for each block of steps."""
+POLL_S = 0.02
+
+
+class Far(Federation):
+    """The demo's federation, its parties on machines of a network."""
+
+    def __init__(self, folder: Path, job: DemoJob, network: Network) -> None:
+        super().__init__(folder, job)
+        self._machines = network.machines
+        self.listens = self.dials = network.machines[HUB].address
+
+    def inside(self, site: str) -> list[str]:
+        return self._machines[site].inside()
+
+
+def cases() -> list[tuple[str, str, Link]]:
+    """Name, value of `SLOW_START`, link."""
+    return [
+        (name + ending, value, link)
+        for name, link in LINKS.items()
+        for value, ending in KEEPING.items()
+        if name != UNLIMITED or not ending
+    ]
+
+
+def made(federation: Federation) -> list[dict[str, Any]]:
+    """What the coordinator has written about each step so far."""
+    try:
+        text = (federation.results / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [line for line in map(json.loads, whole) if "loss" in line]
+
+
+def reach(federation: Federation, steps: int) -> None:
+    """Wait until so many steps are made. Raises SystemExit: a daemon has ended, or they take too long."""
+    ends = time.monotonic() + WAIT_S
+    while federation.steps() < steps:
+        for site in (HUB, *SITES):
+            if site not in federation.pids():
+                raise SystemExit(f"{site} has ended: {federation.last_line(site)}")
+        if time.monotonic() > ends:
+            raise SystemExit(f"no {steps} steps within {WAIT_S:g} s")
+        time.sleep(POLL_S)
+
+
+def loopback(job: DemoJob, folder: Path, steps: int) -> list[float]:
+    """Seconds of each step where all parties share one machine and no link lies between them."""
+    federation = Federation(folder, job)
+    federation.render(lambda done, total: None)
+    federation.set_up()
+    federation.start()
+    try:
+        reach(federation, WARM_UP + steps)
+        return [line["seconds"] for line in made(federation)[WARM_UP:]]
+    finally:
+        federation.stop()
+
+
+def linked(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, list[dict[str, Any]]]:
+    """For each link and round: seconds of each step, and octets a step that the coordinator's link carried."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in cases()}
+    with Network((HUB, *SITES)) as network:
+        federation, hub = Far(folder, job, network), network.machines[HUB]
+        federation.render(lambda done, total: None)
+        federation.set_up()
+        federation.start()
+        try:
+            reach(federation, WARM_UP)
+            for _ in range(rounds):
+                for name, value, link in cases():
+                    network.link = link
+                    network.set(SLOW_START, value)
+                    reach(federation, federation.steps() + SKIPPED)
+                    begun = federation.steps()
+                    before = hub.received, hub.sent, hub.dropped, network.cpu_s
+                    reach(federation, begun + block)
+                    after = hub.received, hub.sent, hub.dropped, network.cpu_s
+                    lines = made(federation)[begun:]
+                    up, down, dropped, cpu = (b - a for a, b in zip(before, after, strict=True))
+                    found[name].append(
+                        {key: [line[key] for line in lines] for key in ("seconds", "waited", "computed")}
+                        | {"up": up / len(lines), "down": down / len(lines), "dropped": dropped / len(lines)}
+                        | {"carrying": cpu / len(lines)}
+                    )
+        finally:
+            federation.stop()
+    return found
+
+
+ABOUT = (
+    "The demo's federation, each party in a network namespace of its own. All have the same link to one switch; the "
+    "coordinator's is the",
+    "narrowest. Rates are of IP packets, milliseconds the round trip between coordinator and site. The limit that the "
+    "target names is the greater of the",
+    "step on the loopback interface and the octets of the busier direction by the rate. Activations of a step have to "
+    "arrive before its gradients",
+    "leave, so the second ratio is to the sum of the step on the loopback interface, one round trip, and both directions.",
+    "Hosts have Linux's defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise.",
+)
+
+
+def _limits(found: Found, name: str) -> tuple[float, float]:
+    """Seconds: max(compute, octets / rate); compute + round trip + octets of both directions / rate."""
+    compute = statistics.median(found["loopback"])
+    up, down = (statistics.median(one[way] for one in found["octets"]) for way in ("up", "down"))
+    link = found["links"][name]
+    apart = 8 * max(up, down) / link["rate"]
+    return max(compute, apart), compute + link["round_trip_s"] + 8 * (up + down) / link["rate"]
+
+
+def rows(found: Found) -> Iterator[Line]:
+    """A step over each link, by what the network and the computing allow."""
+    yield Line("step on the loopback interface", "", f"{_ms(found['loopback'])} ms", None)
+    up, down = (statistics.median(one[way] for one in found["octets"]) for way in ("up", "down"))
+    octets = f"{up / 2**20:.1f} MiB to the coordinator, {down / 2**20:.1f} MiB from it"
+    yield Line("octets a step, of all sites", "", octets, None)
+    for name, took in found["steps"].items():
+        yield Line(f"{name}: step", "", f"{_ms(took)} ms", None)
+        if name in found["links"]:
+            overlapped, serial = _limits(found, name)
+            yield at_most(
+                f"{name}: step / max(compute, octets / rate)", [one / overlapped for one in took], 1.1
+            )
+            by_sum = spread([one / serial for one in took])
+            yield Line(f"{name}: step / (compute + round trip + both directions)", "", by_sum, None)
+
+
+def _ms(seconds: list[float]) -> str:
+    return spread([1000 * one for one in seconds], 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--block", type=int, default=5, help="steps of each link in each round")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    # Namespaces and daemons are left in good order also by a `kill`.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    job = DemoJob(patients=8, validation=1, steps=10_000, batch=given.batch, evaluations=1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        alone = loopback(job, folder / "before", given.rounds * given.block)
+        blocks = linked(job, folder / "linked", given.rounds, given.block)
+        alone += loopback(job, folder / "after", given.rounds * given.block)
+    found = {
+        "unit": "seconds; octets",
+        "loopback": alone,
+        "links": {
+            case: {"rate": link.rate, "round_trip_s": link.round_trip_s}
+            for case, _, link in cases()
+            if link.rate < math.inf
+        },
+        "steps": {n: [took for block in of for took in block["seconds"]] for n, of in blocks.items()},
+        "octets": [{"up": block["up"], "down": block["down"]} for of in blocks.values() for block in of],
+        "blocks": blocks,
+    }
+    if given.json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(title=f"A step of four sites, batch {job.batch} of 96x96: median (lowest-highest)")
+    for heading in ("figure", "target", "measured"):
+        table.add_column(heading)
+    for row in rows(found):
+        table.add_row(row.what, row.target, row.found)
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+if __name__ == "__main__":
+    main()
