@@ -1,12 +1,14 @@
 """A network of links that are as narrow and as long as wanted, for processes of this machine.
 
 Each machine is a network namespace whose only way out is a tun device, and a thread of this process carries IP packets
-from one device to another as links would. So the TCP that meets the links is the kernel's: its windows, slow start and losses are real.
+from one device to another as links would. So the TCP that meets the links is the kernel's: its windows, slow start and
+losses are real.
 
     machine --- uplink: rate, delay ---> switch --- downlink: rate, delay, buffer ---> machine
 
-Linux can do this by itself with `tc netem`, but not every kernel has it. A namespace lives as long as a process that reads
-our pipe, and a tun device as long as its descriptor: nothing stays behind when this process ends, however it ends.
+Linux can do this by itself with `tc netem`, but not every kernel has it. A namespace lives as long as a process that
+reads our pipe, and a tun device as long as its descriptor: nothing of the network stays behind when this process ends,
+however it ends.
 """
 
 from __future__ import annotations
@@ -241,7 +243,7 @@ def _read(device: int) -> bytes:
 
 def _octets(packet: bytes) -> int:
     """Of the IP packets that a network card would make of this one."""
-    _, _, _, segment, _, _ = _VNET.unpack_from(packet)
+    segment: int = _VNET.unpack_from(packet)[3]
     octets = len(packet) - _VNET.size
     if not segment:
         return octets

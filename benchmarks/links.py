@@ -1,8 +1,8 @@
 """A training step over links of 1 Gb/s and 100 Mb/s, with round trips of 10 and 50 ms: what the network adds to it.
 
 The demo's federation, five processes, each in a network namespace of its own (`emulated.py`; needs root). One run meets
-all links in turns, so that all of its steps are made by the same processes; a run over the loopback interface before and
-after it says how long the step takes without a network.
+all links in turns, so that all of its steps are made by the same processes; runs over the loopback interface before
+and after it say how long the step takes without a network.
 
 All machines have the same link to one switch. What is narrowest is then the coordinator's own link: in each step it
 carries the activations of four sites one way and their gradients the other.
@@ -138,14 +138,12 @@ def linked(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, lis
 
 
 ABOUT = (
-    "The demo's federation, each party in a network namespace of its own. All have the same link to one switch; the "
-    "coordinator's is the",
-    "narrowest. Rates are of IP packets, milliseconds the round trip between coordinator and site. The limit that the "
-    "target names is the greater of the",
-    "step on the loopback interface and the octets of the busier direction by the rate. Activations of a step have to "
-    "arrive before its gradients",
-    "leave, so the second ratio is to the sum of the step on the loopback interface, one round trip, and both directions.",
-    "Hosts have Linux's defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise.",
+    "The demo's federation, each party in a network namespace of its own. All have the same link to one switch;",
+    "the coordinator's is the narrowest. Rates are of IP packets, milliseconds the round trip between coordinator and",
+    "site. The limit in the target is the step on the loopback interface, or the octets of the busier direction by the",
+    "rate, whichever is greater. A step's activations have to arrive before its gradients leave, so the second ratio",
+    "is to the step on the loopback interface, one round trip and both directions, added up. Hosts have Linux's",
+    "defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise.",
 )
 
 
@@ -182,7 +180,7 @@ def _ms(seconds: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--block", type=int, default=5, help="steps of each link in each round")
+    parser.add_argument("--block", type=int, default=4, help="steps of each link in each round")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

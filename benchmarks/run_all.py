@@ -34,6 +34,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "step": (),
     "recording": (),
     "feature_bank": (),
+    "links": (),
     "start": (),
     "inference": (),
     "peers": (),
@@ -41,7 +42,6 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
 LIBRARIES = ("torch", "numpy", "pyzmq", "msgpack", "cryptography", "grpcio")
 NOT_MEASURED = (
     ("bytes per step with the best lossy codec", "bf16 is the only one"),
-    ("emulated networks of 1 Gb/s and 100 Mb/s with delays of 10 and 50 ms", "no program yet"),
     ("a coordinator with a GPU", "none at hand"),
 )
 
