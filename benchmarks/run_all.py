@@ -38,6 +38,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "start": (),
     "inference": (),
     "peers": (),
+    "cost_model": (),
 }
 LIBRARIES = ("torch", "numpy", "pyzmq", "msgpack", "cryptography", "grpcio")
 NOT_MEASURED = (
