@@ -1,15 +1,14 @@
 """Many configurations, each trained, recorded, attacked and judged: Dice against leakage.
 
 A configuration that is done has `point.json` with the digest of all that it came from; a sweep that was
-stopped continues with the rest. Configurations run in several processes; under `torchrun` every process takes
-its share of them (RANK, WORLD_SIZE), on as many machines as one likes.
+stopped continues with the rest. Configurations run in several processes; under `torchrun` every rank takes
+its share of them, on as many machines as one likes (`shares.py`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +45,7 @@ from splitpeer.audit.knowledge import with_models
 from splitpeer.audit.plan import SweepConfiguration, SweepHead, SweepPlan, fingerprint
 from splitpeer.audit.rehearsal import Protection, Recording, Rehearsal, Rehearsed
 from splitpeer.audit.run_folder import RunFolder, applied
+from splitpeer.audit.shares import share_of
 from splitpeer.audit.wider import neighbour_experiment, recorded_around, shadow_beside, slices_around
 from splitpeer.captures.reader import open_capture
 from splitpeer.data.geometry import spacing_of
@@ -54,6 +54,7 @@ from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.federation.seats import seats_of
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.leakage.scores import highest_floor, of_each_worst
+from splitpeer.ranks.torchrun import Rank
 from splitpeer.report.model import configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.storage import durable, reading
@@ -106,45 +107,67 @@ def _written(configuration: SweepConfiguration) -> dict[str, Any]:
 def sweep(
     plan_file: Path, job_file: Path, out: Path, *, workers: int = 1, keep_captures: bool = False, device: str = "cpu",
     told: Callable[[str, int, int], None] = lambda what, done, total: None, budget: str | None = None,
+    rank: Rank | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run the configurations that are not done yet; returns the `point.json` of each, in the plan's order.
 
+    Args:
+        rank: of several, which share the configurations; only the first returns and writes what all found.
+
     Raises:
         ConfigError, DataError: a file that cannot be used.
+        RankLost: another rank ended.
     """
     plan, job = (
         SweepPlan.load(plan_file, {"sweep.budget": budget} if budget else None),
         JobConfig.load(job_file),
     )
-    prepare(plan, out)
     tasks = [
         SweepTask(plan, job, out, configuration, seed, keep_captures, device)
         for configuration in plan.all()
         for seed in plan.sweep.seeds
     ]
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = [task for task in tasks[rank::world] if task.done() is None]
-    ready = len(tasks[rank::world]) - len(mine)
-    told("already done", ready, len(tasks[rank::world]))
+    with share_of(rank, fingerprint([task.digest() for task in tasks])) as share:
+        if share.leads:
+            prepare(plan, out)
+        share.begin()
+        if not share.leads:
+            prepare(plan, out)  # nothing, unless its folder is another one
+        mine = tasks[share.number :: share.of]
+        _play_all(mine, workers, told)
+        found = share.joined([point for task in mine if (point := task.done()) is not None])
+    if not share.leads:
+        return []
+    by_digest = {point["digest"]: point for point in found}
+    points = [
+        # Who met other attacks than the rest is shown, and not compared.
+        point | {"ranked": point.get("complete", True) and not task.configuration.attacks}
+        for task in tasks
+        if (point := by_digest.get(task.digest())) is not None
+    ]
+    save([FrontierPoint(**{k: p[k] for k in FrontierPoint.__dataclass_fields__}) for p in points], out)
+    return points
+
+
+def _play_all(tasks: Sequence[SweepTask], workers: int, told: Callable[[str, int, int], None]) -> None:
+    """Those that are not done yet, in processes of their own."""
+    left = [task for task in tasks if task.done() is None]
+    ready = len(tasks) - len(left)
+    told("already done", ready, len(tasks))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone) as pool:
-        running = {pool.submit(play, task): task for task in mine}
+        running = {pool.submit(play, task): task for task in left}
         try:
             for future in as_completed(running):
                 point = future.result()
                 ready += 1
-                told(f"{point['name']}: Dice {point['dice']:.3f}, leakage {point['leakage']:.3f}", ready,
-                     len(tasks[rank::world]))  # fmt: skip
+                told(
+                    f"{point['name']}: Dice {point['dice']:.3f}, leakage {point['leakage']:.3f}",
+                    ready,
+                    len(tasks),
+                )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    points = [
-        # Who met other attacks than the rest is shown, and not compared.
-        found | {"ranked": found.get("complete", True) and not task.configuration.attacks}
-        for task in tasks
-        if (found := task.done()) is not None
-    ]
-    save([FrontierPoint(**{k: p[k] for k in FrontierPoint.__dataclass_fields__}) for p in points], out)
-    return points
 
 
 def prepare(plan: SweepPlan, out: Path) -> None:

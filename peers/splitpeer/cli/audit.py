@@ -16,6 +16,7 @@ from splitpeer.cli.loading import load
 from splitpeer.cli.options import FILE, budget_option, config_option, load_peer, private_files, set_option
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.ranks.torchrun import own_rank
 from splitpeer.storage import durable
 
 if TYPE_CHECKING:
@@ -189,9 +190,13 @@ def _sweep(
     plan: Path, job: Path, out: Path, workers: int, keep_captures: bool, document: Path | None, device: str,
     budget: str | None,
 ) -> None:  # fmt: skip
+    rank = own_rank()
+    if rank is not None:
+        rank.quieten()
     from splitpeer.audit.sweep import sweep
     from splitpeer.audit.table import markdown, write_into
     from splitpeer.federation.compute import pick_device
+    from splitpeer.ranks.group import device_of
 
     console = Console(stderr=True)
 
@@ -199,9 +204,11 @@ def _sweep(
         console.print(f"[{done}/{total}] {what}", highlight=False)
 
     points = sweep(
-        plan, job, out, workers=workers, keep_captures=keep_captures, device=pick_device(device), told=told,
-        budget=budget,
+        plan, job, out, workers=workers, keep_captures=keep_captures, told=told, budget=budget, rank=rank,
+        device=pick_device(device) if rank is None else device_of(rank, device),
     )  # fmt: skip
+    if rank is not None and not rank.leads:
+        return
     durable.replace(out / "table.md", markdown(points).encode(), mode=0o666, sync=False)
     if document is not None:
         write_into(document, markdown(points), out / "frontier.png")

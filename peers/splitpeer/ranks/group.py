@@ -25,8 +25,8 @@ JOIN_S = 60.0
 """All ranks have met within so many seconds, or none works."""
 END_S = 5.0
 """How long rank 0 waits until the others have heard that it ends."""
-MAX_ORDER = 1 << 24
-"""Bytes of an order: names and shapes of tensors."""
+MAX_ORDER = 1 << 28
+"""Bytes of an order: names and shapes of tensors, or the figures of a share of a sweep."""
 AGAIN = "start all ranks again, and the work goes on from what is saved"
 Made = TypeVar("Made")
 
@@ -88,40 +88,40 @@ class Ranks:
         told = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
         self.send(to, (torch.tensor([len(told)]), told, *tensors))
 
-    def ordered(self, timeout: float) -> dict[str, Any]:
-        """The next order of rank 0. Raises RankLost."""
+    def ordered(self, timeout: float, of: int = 0) -> dict[str, Any]:
+        """The next order of rank 0, or what another has to say. Raises RankLost."""
         length = torch.zeros(1, dtype=torch.int64)
-        self.receive(0, (length,), timeout)
+        self.receive(of, (length,), timeout)
         if not 0 < (octets := int(length)) <= MAX_ORDER:
-            raise ConfigError(f"an order of {octets} bytes: rank 0 runs another version of splitpeer")
+            raise ConfigError(f"an order of {octets} bytes: rank {of} runs another version of splitpeer")
         told = torch.empty(octets, dtype=torch.uint8)
-        self.receive(0, (told,))
+        self.receive(of, (told,))
         order: dict[str, Any] = json.loads(told.numpy().tobytes())
         return order
 
     def send(self, to: int, tensors: Sequence[Tensor]) -> None:
         """Begin to send tensors, which are on the CPU and contiguous. Raises RankLost."""
         self._sent = [one for one in self._sent if not one[1].is_completed()]
-        with self._heard(to):
+        with self._heard(to, self.wait_s):
             self._sent += [(to, dist.isend(tensor, to), tensor) for tensor in tensors if tensor.numel()]
         self.octets += sum(map(_octets, tensors))
 
     def receive(self, of: int, into: Sequence[Tensor], timeout: float | None = None) -> None:
         """Fill tensors, which are on the CPU and contiguous, from rank `of`. Raises RankLost."""
-        limit = timedelta(seconds=self.wait_s if timeout is None else timeout)
-        with self._heard(of):
+        seconds = self.wait_s if timeout is None else timeout
+        with self._heard(of, seconds):
             for work in [dist.irecv(tensor, of) for tensor in into if tensor.numel()]:
                 if work is not None:  # as the stubs have it, of a rank outside the group
-                    work.wait(limit)
+                    work.wait(timedelta(seconds=seconds))
         self.octets += sum(map(_octets, into))
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until what was sent has arrived. Raises RankLost."""
-        limit = timedelta(seconds=self.wait_s if timeout is None else timeout)
+        seconds = self.wait_s if timeout is None else timeout
         sent, self._sent = self._sent, []
         for to, work, _ in sent:
-            with self._heard(to):
-                work.wait(limit)
+            with self._heard(to, seconds):
+                work.wait(timedelta(seconds=seconds))
 
     def end(self) -> None:
         """Tell the others that there is no more to do, if they can be told."""
@@ -135,13 +135,13 @@ class Ranks:
     @contextmanager
     def summed(self) -> Iterator[None]:
         """Within the block gradients are summed. Raises RankLost."""
-        with self._heard(None):
+        with self._heard(None, self.wait_s):
             yield
 
     # --- inside ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def _heard(self, other: int | None) -> Iterator[None]:
+    def _heard(self, other: int | None, seconds: float) -> Iterator[None]:
         """torch's errors about another rank, in one line; `other` None: it does not say which."""
         try:
             yield
@@ -153,7 +153,7 @@ class Ranks:
                 other = 1 - self.rank.number
             who = "another rank" if other is None else f"rank {other}"
             slow = "imed out" in str(error)
-            what = f"did not answer within {self.wait_s:g} s" if slow else "ended: its last line says why"
+            what = f"did not answer within {seconds:g} s" if slow else "ended: its last line says why"
             raise RankLost(f"{who} {what}; {AGAIN}") from error
 
     def _meet(self) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from splitpeer.cli import main
+from tests.splitpeer.roles.scene import free_port
 
 SWEEP = """\
 [sweep]
@@ -173,6 +177,40 @@ def test_a_sweep_is_resumed_and_only_what_changed_is_run_again(place: Any, tmp_p
     assert sweep(1) == first, "nothing is done twice"
     again = sweep(2)
     assert again["none-seed7"] == first["none-seed7"] and "gaussian-2-seed7" in again
+
+
+@pytest.mark.timeout(400)
+def test_two_ranks_make_the_table_of_one(place: Any, tmp_path: Path) -> None:
+    """Each in a folder of its own, as on two machines; the first has all figures, and each the runs of its share."""
+    plan = tmp_path / "sweep.toml"
+    text = SWEEP.format(data=place.data, shadow=place.shadow, strength=1)
+    for written, less in (
+        ("[1, 3]", "[1]"), ("joint =", "# joint ="), (', "whitebox:iterations=15"', ""), (', "gradient-field"', "")
+    ):  # fmt: skip
+        assert written in text
+        text = text.replace(written, less)
+    plan.write_text(text)
+    assert run("audit", "--sweep", plan, "--job", place.job, "--out", tmp_path / "alone") == 0
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "splitpeer.cli", "audit", "--sweep", plan, "--job", place.job, "--out",
+             tmp_path / n],
+            env={**os.environ, **shared, "RANK": n, "LOCAL_RANK": n},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in "01"
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "frontier.json" in said[0] and "frontier.json" not in said[1]
+    for name in ("frontier.json", "table.md"):
+        assert (tmp_path / "0" / name).read_text() == (tmp_path / "alone" / name).read_text()
+        assert not (tmp_path / "1" / name).exists()
+    parts = [{path.parent.name for path in (tmp_path / n).glob("*/point.json")} for n in "01"]
+    assert parts == [{"none-seed7"}, {"gaussian-1-seed7"}]
 
 
 def test_a_sweep_names_every_contrast_collusions_and_members(place: Any, tmp_path: Path) -> None:
