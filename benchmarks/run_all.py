@@ -35,6 +35,7 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "recording": (),
     "feature_bank": (),
     "links": (),
+    "ranks": (),
     "start": (),
     "inference": (),
     "peers": (),

@@ -20,7 +20,7 @@ SHARE_S = 24 * 3600.0
 Point = dict[str, Any]
 
 
-class Share:
+class SweepShare:
     """One rank's part of a sweep.
 
     Args:
@@ -71,7 +71,7 @@ class Share:
 
 
 @contextmanager
-def share_of(rank: Rank | None, terms: str) -> Iterator[Share]:
+def share_of(rank: Rank | None, terms: str) -> Iterator[SweepShare]:
     """This process's share, once all ranks have met.
 
     Args:
@@ -82,7 +82,7 @@ def share_of(rank: Rank | None, terms: str) -> Iterator[Share]:
         RankLost, ConfigError: see `Ranks.met`.
     """
     if rank is None:
-        yield Share(None)
+        yield SweepShare(None)
         return
     with Ranks(rank, PREPARE_S).met(terms) as ranks:
-        yield Share(ranks)
+        yield SweepShare(ranks)
