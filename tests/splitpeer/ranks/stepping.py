@@ -109,6 +109,14 @@ def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings:
     compared.note("predictions", *(one.predict(sent) for one in (shared, alone)))
     first = {seat: {n: level[:1] for n, level in levels.items()} for seat, levels in sent.items()}
     compared.note("predictions", *(one.predict(first) for one in (shared, alone)))
+    for one in (shared, alone):
+        # A gradient that overflows on its way: every rank has summed it, and none may apply it.
+        try:
+            one.apply(np.full_like(logits[0], 3e38))
+        except JobFailed:
+            one.decode(sent)
+            continue
+        raise AssertionError("a gradient that is no number was taken")
     exclusive = logits[0].shape[1] > target.shape[1]
     back = [loss_gradient(one, target, exclusive=exclusive)[1] for one in logits]
     compared.gradients(*(one.apply(seed) for one, seed in zip((shared, alone), back, strict=True)))
