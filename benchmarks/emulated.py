@@ -150,7 +150,8 @@ class Network:
     # --- inside -----------------------------------------------------------------------------------------
 
     def _make(self, name: str, address: str) -> None:
-        holder = subprocess.Popen(("unshare", "--net", "cat"), stdin=subprocess.PIPE)
+        # Ctrl-C is not for it: daemons still have to leave in good order.
+        holder = subprocess.Popen(("unshare", "--net", "cat"), stdin=subprocess.PIPE, start_new_session=True)
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         machine = self.machines[name] = Machine(name, address, holder, device)
         made = fcntl.ioctl(
