@@ -153,7 +153,7 @@ def content(what: str, registry: dict[str, Any], vectors: dict[str, str]) -> str
             return table(("name", "value", "error", "meaning"), rows)
         case "envelope_kinds" | "reset_reasons" | "frame_types" | "frame_flags":
             return simple(registry[kind], "value", "name")
-        case "dtypes":
+        case "dtypes" | "codings":
             return simple(registry[kind], "name", "octets")
         case "unprintable":
             # The noncharacters at the end of each plane share the last row.

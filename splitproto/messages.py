@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from . import codec
 from .causes import OF_A_PATIENT
+from .codings import CODINGS
 from .constants import MAX_FRAME_PAYLOAD
 from .errors import CodecError
 from .fields import (
@@ -262,6 +263,10 @@ class Job:
 
     fusion: Fusion | None = wire(Record(Fusion), default=None)
     """Only a sum over all sites can be read (SP-11.18); absent: each site's values can."""
+    activations: str | None = wire(Text(8, CODINGS), default=None)
+    """How activations are coded (SP-11.21); absent: they travel as `precision` says."""
+    gradients: str | None = wire(Text(8, CODINGS), default=None)
+    """The same of gradients."""
 
 
 class Message:

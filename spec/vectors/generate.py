@@ -14,6 +14,7 @@ from pathlib import Path
 import asking
 import captures
 import certificates
+import coding
 import derive
 import fusing
 import holding
@@ -39,6 +40,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Iterator[Case]]]] = {
     ),
     "codec": ("One value of the data model (SP-8.1).", wire.values),
     "tensors": ("Descriptors, bin heads, bodies, bfloat16 (SP-8.3).", wire.tensors),
+    "codings": ("Samples as coded, and back (SP-11.21).", coding.codings),
     "messages": ("The payload of a HEAD frame (SP-8.4).", talk.heads),
     "certificates": (
         "The chain that a peer's handshake shows (SP-6-2 to SP-6-5). `dialled`: it is the listener, under this name; "

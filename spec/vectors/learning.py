@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from coding import octets
 from common import KEY, OTHER_KEY, Case, as_json, refused
 from derive import schema_digest
 from talk import JOB
@@ -19,11 +20,16 @@ Weights = list[float]
 
 
 def cut(job: dict[str, Any]) -> list[list[Any]]:
-    """SP-11.8-1, SP-11.18-2."""
+    """SP-11.8-1, SP-11.18-2, SP-11.21-2."""
     tensors, total = [], job.get("fusion")
     for level in job["levels"]:
         one = job["cut"][level]
         sizes = [size // step for size, step in zip(job["window"], one["stride"], strict=True)]
+        if coding := job.get("activations"):
+            tensors.append(
+                [one["name"], "u8", [job["batch"], octets(coding, one["channels"] * math.prod(sizes))]]
+            )
+            continue
         dtype = f"i{total['bits']}" if total else job["precision"]
         tensors.append([one["name"], dtype, [job["batch"], one["channels"], *sizes]])
     return [*tensors, ["check", f"i{total['bits']}", [len(tensors), 8]]] if total else tensors
@@ -154,6 +160,37 @@ def terms() -> Iterator[Case]:
                seconds_per_step=86400.0, steps=99_999_999)  # fmt: skip
     yield case("lowest", "SP-11-26: the lowest figures", learning_rate=5e-324, weight_decay=0.0,
                seconds_per_step=1.0, steps=1)  # fmt: skip
+    for coding in ("f16", "int8", "int4"):
+        agreed = {"agreed": ["train", f"coding.{coding}"]}
+        notes = "SP-11.21-2: octets of a sample"
+        yield case(f"activations-{coding}", notes, "", agreed, activations=coding, levels=[2, 4])
+        yield case(
+            f"activations-{coding}-not-agreed", "SP-11.21-1", bad, {"agreed": ["train"]}, activations=coding
+        )
+        yield case(
+            f"gradients-{coding}-not-agreed", "SP-11.21-1", bad, {"agreed": ["train"]}, gradients=coding
+        )
+    both = {"agreed": ["train", "coding.int8", "coding.int4"]}
+    notes = "SP-11.21-1: one coding for each direction, and the descriptors are of activations"
+    yield case("codings", notes, "", both, activations="int8", gradients="int4")
+    only = {"agreed": ["train", "coding.int4"]}
+    yield case(
+        "gradients-int4", "SP-11.21-1: activations have none", "", only, gradients="int4", precision="bf16"
+    )
+    total = {"bits": 16, "range": 4.0, "parties": 3}
+    for one in ("activations", "gradients"):
+        of_a_sum = {"agreed": ["train", "fuse", "coding.int8"], "partners": partners}
+        yield case(f"sum-of-coded-{one}", "SP-11.21-1", bad, of_a_sum, fusion=total, **{one: "int8"})
+    frozen = {"agreed": ["release", "coding.int8"]}
+    yield case("frozen-coded", "SP-11.21-1: releases", "", frozen, encoders="frozen", activations="int8")
+    yield case(
+        "frozen-coded-gradients",
+        "SP-11.21-1: there are none",
+        bad,
+        frozen,
+        encoders="frozen",
+        gradients="int8",
+    )
     for optimiser, schedule in (("adamw", "cosine"), ("sgd", "constant")):
         yield case(optimiser, "SP-11-24: known names", optimiser=optimiser, schedule=schedule)
     yield case("name-longest", "SP-11-25: 63 characters", name="0-._" + "a" * 59)

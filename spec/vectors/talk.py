@@ -12,7 +12,10 @@ from derive import FIRST, SCHEMA, WHOLE, batch_digest, binding, salt_check, sche
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
-FEATURES = ("train", "evaluate", "average", "release", "fuse", "infer", "label", "dtype.f32", "dtype.bf16")
+FEATURES = (
+    "train", "evaluate", "average", "release", "fuse", "infer", "label",
+    "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4",
+)  # fmt: skip
 JOB = Job(
     name="brats-t1",
     dimensions=2,
@@ -55,7 +58,7 @@ MESSAGES: dict[str, messages.Message] = {
     ),
     "welcome": messages.Welcome(
         1,
-        ("average", "dtype.bf16", "dtype.f32", "evaluate", "fuse", "infer", "label", "release", "train"),
+        tuple(sorted(FEATURES)),
         1 << 30,
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),

@@ -30,12 +30,13 @@ from splitpeer.data.sampling import TrainingSchedule, split_patients
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation import batches
 from splitpeer.federation.evaluation import Plan, Scoring
-from splitpeer.federation.precision import from_wire, to_wire
+from splitpeer.federation.terms import job_on_wire
 from splitpeer.models import build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
+from splitpeer.training.forms import WireForm, activations_form, gradients_form
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 
@@ -236,7 +237,7 @@ class Retrace:
             activations = {}
             for m in modalities:
                 image = self._images[m].batch(forward.samples, self._window, None, m)
-                activations[m] = self._over_the_wire(self.sites[m].evaluate(image))
+                activations[m] = self._over_the_wire(self.sites[m].evaluate(image), activations_form)
             scoring.add(index, self.hub.predict(activations, absent))
         return scoring.dice.result() if len(scoring.dice) else {}
 
@@ -253,23 +254,24 @@ class Retrace:
                 now = site.state()
                 site.load(*self._left[site_of(m), deed.step - 1])
             image = self._images[m].batch(samples, self._window, seed, m)
-            activations[m] = self._over_the_wire(site.forward(image))
+            activations[m] = self._over_the_wire(site.forward(image), activations_form)
             if now is not None:
                 site.load(*now)
         if activations:
             target = SiteData(self._masks).batch(samples, self._window, seed, None)
             absent = [m for m in self._setting.modalities if m not in deed.modalities]
             self.losses[deed.step], gradients = self.hub.step(activations, target, absent)
-            self._gradients |= {(site_of(m), deed.step): self._over_the_wire(g) for m, g in gradients.items()}
+            for m, sent in gradients.items():
+                self._gradients[site_of(m), deed.step] = self._over_the_wire(sent, gradients_form)
         else:
             self.hub.advance(deed.step)
             self.losses[deed.step] = None
         # The coordinator may write its half of any step, and says so too late for one who dies meanwhile.
         self._saved[HUB, deed.step] = self.hub.state()
 
-    def _over_the_wire(self, arrays: Any) -> Any:
-        precision = self._job.training.precision
-        return from_wire(to_wire(arrays, precision), precision)
+    def _over_the_wire(self, arrays: Any, form: Callable[[Any], WireForm]) -> Any:
+        of = form(job_on_wire(self._job))
+        return of.from_wire(of.to_wire(arrays))
 
 
 def differences(lab: Laboratory, history: list[Deed]) -> str:

@@ -21,7 +21,13 @@ NOISE = ["gaussian:0.5"]
 SETTINGS = (
     Setting("plain"),
     Setting("three", THREE, {"training": {"steps": 8, "checkpoint_every": 2}, "evaluation": {"every": 4}}),
-    Setting("bf16", job={"training": {"steps": 12, "checkpoint_every": 5, "precision": "bf16"}}),
+    Setting(
+        "coded",
+        job={
+            "training": {"steps": 12, "checkpoint_every": 5, "precision": "bf16"},
+            "wire": {"activations": "int8"},
+        },
+    ),
     Setting(
         "scored",
         job={"training": {"steps": 9, "checkpoint_every": 4}, "evaluation": {"every": 3, "missing": True}},

@@ -254,6 +254,28 @@ WIRE = [
         ("an empty list where one is needed", "self.low <= len(value)", "True")),
 ]  # fmt: skip
 
+CODINGS = [
+    *of("codings encode", "splitproto.codings:_to_f16",
+        ("a scale below the smallest normal number", "np.maximum(exponents.astype(np.int32) - 14, 1)", "np.maximum(exponents.astype(np.int32) - 14, 0)"),
+        ("largest value below 2^16", "- 14, 1)", "- 15, 1)"),
+        ("one scale for all samples", "_greatest_bits(rows) >> 23", "np.broadcast_to(_greatest_bits(rows).max() >> 23, len(rows))")),
+    *of("codings encode", "splitproto.codings:_block_integers",
+        ("a scale that is cut off", "+ 0xFFFF", ""),
+        ("a scale rounded to nearest", "+ 0xFFFF", "+ 0x8000"),
+        ("ties away from zero", "np.rint(quotients, out=quotients)", "np.sign(quotients) * np.floor(np.abs(quotients) + np.float32(0.5))"),
+        ("values cut off", "np.rint(quotients, out=quotients)", "np.trunc(quotients)"),
+        ("a product with the reciprocal", "every / scales[:, None]", "every * (1 / scales)[:, None]")),
+    *of("codings encode", "splitproto.codings:_packed",
+        ("the first value in the upper bits", "((pairs & 0x0F) | (pairs >> 4 & 0xF0))", "((pairs << 4 & 0xF0) | (pairs >> 8 & 0x0F))")),
+    *of("codings decode", "splitproto.codings:_unpacked", ("-8 as 8", "integers -= 8", "integers -= 8; integers[integers == -8] = 8")),
+    *of("codings encode", "splitproto.codings:_greatest_bits", ("values that are not finite", ">= _INFINITE << 16", "> 0xFFFFFFFF")),
+    *of("codings decode", "splitproto.codings:check",
+        ("infinite scales", ">= _INFINITE", "> _INFINITE"),
+        ("negative scales", "(_scale_bits(coded, coding, values) >= _INFINITE)", "((_scale_bits(coded, coding, values) & 0x7FFF) >= _INFINITE)"),
+        ("any length", "or coded.shape[1] != row_octets(coding, values)", "")),
+    Mutant("blocks of 32", "codings encode", "splitproto.codings:BLOCK", "", "32"),
+]  # fmt: skip
+
 TENSORS = [
     *of("tensors descriptors", "splitproto.tensors:Descriptor.from_wire",
         ("a dimension of 0", "0 < size < 1 << 32", "0 <= size < 1 << 32"),
@@ -276,7 +298,7 @@ TENSORS = [
         ("tensors missing", "[d.name for d in wanted] == list(tensors) and", ""),
         ("shapes of equal size", "tensors[d.name].shape == d.shape", "tensors[d.name].size == np.prod(d.shape)"),
         ("any dtype of equal size", "tensors[d.name].dtype == DTYPES[d.dtype]", "tensors[d.name].itemsize == DTYPES[d.dtype].itemsize")),
-    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.federation.precision:to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
+    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.training.forms:WireForm.to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
       for name, new in (
           ("cut off", "(array.view('<u4') >> 16).astype('<u2')"),
           ("rounded half up", "((array.view('<u4').astype('u8') + 0x8000) >> 16).astype('<u2')"),
@@ -629,6 +651,7 @@ MUTANTS = [
     *CODEC,
     *TEXTS,
     *WIRE,
+    *CODINGS,
     *TENSORS,
     *AGREEMENT,
     *DERIVED,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from splitproto import messages, tensors
+from splitproto.codings import CODINGS
 from splitproto.fields import read_map
 from splitproto.tensors import Descriptor
 from tests.spec.reading import (
@@ -96,7 +97,7 @@ def judged(case: Case) -> None:
             described = ()
         policy = SimpleNamespace(
             levels=range(5),
-            precision=tensors.DTYPES,
+            precision=(*tensors.DTYPES, *CODINGS),
             recorded_by_coordinator=True,
             max_message_bytes=1 << 40,
             normalisation=("zscore-nonzero", "zscore", "percentile", "window", "none"),

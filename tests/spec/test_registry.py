@@ -11,6 +11,7 @@ import pytest
 from splitproto import (
     capture_records,
     causes,
+    codings,
     constants,
     envelope,
     errors,
@@ -108,6 +109,10 @@ def test_what_is_not_printable() -> None:
 def test_dtypes() -> None:
     ours = [{"name": name, "octets": dtype.itemsize} for name, dtype in tensors.DTYPES.items()]
     assert bare(REGISTRY["dtypes"]) == ours
+
+
+def test_codings() -> None:
+    assert [entry["name"] for entry in REGISTRY["codings"]] == list(codings.CODINGS)
 
 
 def test_features() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import codec, envelope, framing, holder, messages, tensors
+from splitproto import codec, codings, envelope, framing, holder, messages, tensors
 from splitproto.channel import Channel
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
@@ -145,9 +145,9 @@ def test_body(case: Case) -> None:
 @pytest.mark.parametrize("case", cases("tensors", "bf16"))
 def test_bfloat16(case: Case) -> None:
     pytest.importorskip("torch")
-    precision = of_the_peer("federation.precision")
+    form = of_the_peer("training.forms").WireForm("bf16")
     single = np.array([int(case["input"], 16)], "<u4").view("<f4")
-    sent = precision.to_wire({"x": single}, "bf16")["x"]
+    sent = form.to_wire({"x": single})["x"]
     if "nan" in case["expect"]:
         assert sent[0] & 0x7FFF > 0x7F80
     else:
@@ -159,6 +159,30 @@ def test_tensors_that_were_agreed(case: Case) -> None:
     agreed = [Descriptor.from_wire(each) for each in case["agreed"]]
     sent = {name: np.zeros(shape, DTYPES[dtype]) for name, dtype, shape in case["sent"]}
     assert tensors.matches(agreed, sent) == ("error" not in case["expect"])
+
+
+# --- codings --------------------------------------------------------------------------------------------
+
+
+def rows_of(listed: list[str], dtype: str) -> np.ndarray:
+    return np.stack([np.frombuffer(bytes.fromhex(row), dtype) for row in listed])
+
+
+@pytest.mark.parametrize("case", cases("codings", "encode"))
+def test_encoding(case: Case) -> None:
+    """SP-11.21-2, SP-11.21-3, SP-11.21-4."""
+    coded = check(case, lambda: codings.encode(rows_of(case["samples"], "<f4"), case["coding"]))
+    if coded is not None:
+        assert [row.tobytes().hex() for row in coded] == case["expect"]["coded"]
+
+
+@pytest.mark.parametrize("case", cases("codings", "decode"))
+def test_decoding(case: Case) -> None:
+    """SP-11.21-3, SP-11.21-4, SP-11.21-5."""
+    coded = rows_of(case["coded"], "u1")
+    values = check(case, lambda: codings.decode(coded, case["coding"], (case["values"],)))
+    if values is not None:
+        np.testing.assert_array_equal(values, rows_of(case["expect"]["samples"], "<f4"))
 
 
 # --- messages -------------------------------------------------------------------------------------------

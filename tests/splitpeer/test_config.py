@@ -53,7 +53,7 @@ def test_a_client(tmp_path: Path) -> None:
     assert config.policy is not None
     assert config.policy.coordinators == ("hub",)
     assert config.policy.levels == (0, 1, 2, 3, 4)
-    assert config.policy.precision == ("f32", "bf16")
+    assert config.policy.precision == ("f32", "bf16", "f16", "int8", "int4")
     assert config.policy.max_message_bytes == 2**30
     assert config.runtime.initial_weights == "private"
     assert config.network.reconnect_s == 300
@@ -372,9 +372,9 @@ def refused(load: object, *arguments: object, **keywords: object) -> str:
             "[policy] levels, item 2 must be less than 16",
         ),
         (
-            '["f32", "bf16"]',
+            '["f32", "bf16", "f16", "int8", "int4"]',
             '["f64"]',
-            "[policy] precision, item 1 must be 'f32' or 'bf16', not 'f64'",
+            "[policy] precision, item 1 must be 'f32', 'bf16', 'f16', 'int8' or 'int4', not 'f64'",
         ),
         ("threads = 1", "threads = 0", "[runtime] threads must be greater than 0, not 0"),
         ("threads = 1", "threads = 1.5", "[runtime] threads must be a valid integer"),

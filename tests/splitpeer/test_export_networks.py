@@ -6,16 +6,18 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from splitpeer.export import networks, onnx_file
 from splitpeer.export.bundle import SCRIPTS, safe
 from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, Half, built, encoder_file
-from splitpeer.export.scripts.network import Encoders, SplitNetwork
+from splitpeer.export.scripts.network import Encoders, SplitNetwork, as_read
 from splitpeer.models import build_decoder, build_encoder
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import NETWORKS, make_backbone
+from splitproto.codings import CODINGS, decode, encode
 
 SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "basic-unet": ({"features": [2, 4, 4, 8, 8, 4]}, (32, 32, 32)),
@@ -66,6 +68,17 @@ def test_a_bundle_computes_what_the_run_did_bit_for_bit(network, dimensions, nar
         joined = SplitNetwork(built(encoders), built(decoder)).eval()
         with torch.no_grad():
             assert torch.equal(joined(x), logits)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (2, 8, 16, 16), (1, 2, 4, 4, 4)])
+def test_levels_are_read_as_the_coordinator_reads_them(coding: str, shape: tuple[int, ...]) -> None:
+    """SP-11.21-3, SP-11.21-4."""
+    drawn = np.random.default_rng(4)
+    level = (drawn.normal(size=shape) * np.exp(3 * drawn.normal(size=shape))).astype(np.float32)
+    level[0, 0] = 0
+    read = decode(encode(level, coding), coding, shape[1:])
+    assert np.array_equal(as_read(torch.from_numpy(level), coding).numpy(), read)
 
 
 def test_seats_that_are_absent_are_zeros() -> None:

@@ -122,6 +122,7 @@ def test_a_secure_sum_tells_its_terms(tmp_path: Path) -> None:
             "[training]\naverage_every = 5",
             "[training] average_every: the sites of a sum fill different seats",
         ),
+        ('[wire]\nactivations = "int8"', "[wire]: what travels of a sum is not coded"),
         ('[training]\nprecision = "bf16"', '[training] precision = "bf16": gradients of a sum are f32'),
         (
             '[task.normalisation]\nt1 = "window:0,1"',

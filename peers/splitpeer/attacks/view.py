@@ -19,6 +19,7 @@ from splitpeer.attacks.evidence import weights_of
 from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
+from splitpeer.training.forms import activations_form, gradients_form
 from splitproto.messages import (
     Activations,
     Forward,
@@ -383,14 +384,12 @@ class _Taken:
                 )  # fmt: skip
 
     def _at(self, message: Message | None) -> dict[str, np.ndarray]:
-        """Tensors of this seat, float32; bfloat16 travels as its 16 bits, which are the upper half of a float32."""
-        if not isinstance(message, Activations | Gradients):
+        """Tensors of this seat, float32, as their receiver read them (SP-11.21-7)."""
+        job = self._capture.header.job
+        if not isinstance(message, Activations | Gradients) or job is None:
             return {}
-        own = by_seat(message.tensors, self._listed.seats).get(self._seat, {})
-        return {
-            name: (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
-            for name, array in own.items()
-        }
+        form = activations_form(job) if isinstance(message, Activations) else gradients_form(job)
+        return form.from_wire(by_seat(message.tensors, self._listed.seats).get(self._seat, {}))
 
 
 def _of(

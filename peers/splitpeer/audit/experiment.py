@@ -30,6 +30,7 @@ from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.leakage.own_image import OwnImage
 from splitpeer.report.model import Privacy, RunNetwork, Source
 from splitpeer.settings.job import COORDINATOR
+from splitpeer.training.forms import activations_form, gradients_form
 from splitproto.messages import Fusion, Sample, Seat
 
 ALL_STEPS = "all-steps"
@@ -106,7 +107,10 @@ class VerifiedCapture:
             for site, seats in filled.items()
             if seats
         }
-        return network_of(view, sites, header.job.precision if header.job else "f32")
+        if header.job is None:
+            return network_of(view, sites, "f32")
+        there, back = activations_form(header.job), gradients_form(header.job)
+        return network_of(view, sites, there.name, back=back.name)
 
 
 @dataclass(frozen=True)

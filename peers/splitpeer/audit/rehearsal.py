@@ -367,7 +367,7 @@ class Rehearsal:
     def _step(self, forward: Forward, tap: Tap) -> float:
         """One training step of all parties, as the messages of SP-11.3."""
         target = SiteData(self.labels).batch(forward.samples, self.window, forward.seed, None)
-        parts, there, precision = self._parts(forward), self._taking_part(forward), self.job.precision
+        parts, there = self._parts(forward), self._taking_part(forward)
         here = {name: part for name, part in parts.items() if part.seats() & there}
         arrived = self._asked(here, self.sites, tap)
         release = Release(self.run, forward.mode, forward.step, forward.batch, forward.samples)
@@ -375,7 +375,7 @@ class Rehearsal:
         rows = {Place(name, seat): of for name, part in here.items() for seat, of in part.rows.items()}
         loss, gradients = fused_step(self.half, used, target, release, self.gradient_stacks, rows=rows)
         for site in self.sites:
-            if back := for_site(site.name, site.seats, gradients, precision):
+            if back := for_site(site.name, site.seats, gradients, self.job):
                 message = Gradients(forward.step, back)
                 tap(site, message, True)
                 site.job.apply(message)
@@ -397,7 +397,7 @@ class Rehearsal:
             tap(site, part.forward, True)
             answer = site.answer(part.forward)
             tap(site, answer, False)
-            arrived |= at_places(site.name, site.seats, answer.tensors, self.job.precision)
+            arrived |= at_places(site.name, site.seats, answer.tensors, self.job)
         return arrived
 
     def _evaluate(self, played: Rehearsed, progress: Progress) -> None:

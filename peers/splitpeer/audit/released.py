@@ -26,6 +26,7 @@ from splitpeer.models.registry import backbone_of
 from splitpeer.report.model import Promise, Source
 from splitpeer.report.names import SUM
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry
+from splitpeer.training.forms import activations_form, gradients_form
 from splitpeer.training.split_step import Arrays, ClientHalf
 from splitpeer.training.sums import fused
 from splitproto.fusion import dtype_of
@@ -115,8 +116,9 @@ class Onlooker:
                 "job": self.job.name,
             }
         )
-        precision = self.job.precision if self.job.fusion is None else dtype_of(self.job.fusion)
-        back = "" if self.job.frozen else self.job.precision
+        job = self.job
+        precision = activations_form(job).name if job.fusion is None else dtype_of(job.fusion)
+        back = "" if job.frozen else gradients_form(job).name
         network = network_of(view, self.hospitals, precision, back=back)
         return Experiment(view, self._knowledge(view, others), judge, source, network, self.seed, self.device)
 

@@ -19,7 +19,7 @@ from splitpeer.audit.rehearsal import Rehearsed
 from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, Promise, RunLevel, RunNetwork, Source
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitpeer.report.words import COLLUSION, MEMBERSHIP
-from splitproto.tensors import DTYPES
+from splitpeer.training.forms import octets
 
 FLOOR = "mean image of other patients"
 
@@ -205,12 +205,12 @@ def network_of(
             RunLevel(
                 name=one.name,
                 shape=shape,
-                octets=DTYPES[precision].itemsize * count,
+                octets=octets(precision, count),
                 precision=precision,
                 sent=sent,
                 defences=view.defences,
                 gradient_precision=back,
-                gradient_octets=DTYPES[back].itemsize * count if back else None,
+                gradient_octets=octets(back, count) if back else None,
                 gradient_defences=view.gradient_defences,
             )
         )

@@ -192,9 +192,9 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
             "the capture is of a run with frozen encoders, where each window leaves once: several views of it do not "
             "exist"
         )
-    if header.job.precision != "f32":
+    if (form := header.job.activations or header.job.precision) != "f32":
         raise DataError(
-            f"the capture was sent as {header.job.precision}: a defence acts before rounding; record a run in f32"
+            f"the capture was sent as {form}: a defence acts before rounding; record a run in f32"
         )
     return DefendedCapture(capture, applied, releases)
 

@@ -15,6 +15,7 @@ from splitpeer.cli.options import FILE, echo_json, first_modality, json_option, 
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.registry import backbone_of
+from splitpeer.training.forms import in_words
 from splitproto.messages import Seat
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _job(capture: Capture) -> str:
         return "none"
     levels = ",".join(backbone_of(job).cut.names)
     return (
-        f"{job.name}: {job.dimensions}-D, levels {levels}, {job.precision}, {job.steps} steps of {job.batch}"
+        f"{job.name}: {job.dimensions}-D, levels {levels}, {in_words(job)}, {job.steps} steps of {job.batch}"
     )
 
 

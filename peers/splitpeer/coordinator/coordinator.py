@@ -59,7 +59,7 @@ from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import cut_descriptors, job_on_wire, services, terms_digest
+from splitpeer.federation.terms import coding_features, cut_descriptors, job_on_wire, services, terms_digest
 from splitpeer.ranks.group import RankLost, Ranks
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -247,6 +247,7 @@ class Coordinator:
             requires=(
                 "release" if self._job.frozen else "train",
                 f"dtype.{self._job.precision}",
+                *coding_features(self._job),
                 *average,
                 *fuse,
             ),

@@ -25,6 +25,7 @@ from splitpeer.data.geometry import Geometry
 from splitpeer.errors import JobFailed
 from splitpeer.federation.files import counted
 from splitpeer.federation.seating import Part
+from splitpeer.training.forms import activations_form
 from splitproto import Session, SplitprotoError
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -452,6 +453,8 @@ class RemoteSite:
             return answer
         if not matches(part.expected, answer.tensors):
             raise SchemaMismatch(f"{self.name} sent other tensors than the job describes")
+        # SP-11.21-5: a site that sends no number for a scale has broken the protocol, whatever its images are.
+        activations_form(self._offer.job).check(answer.tensors)
         return Sent(part, answer.tensors)
 
     async def release(self, stream: Sequence[Part], index: int, until: int) -> Sent | Withdraw | Unable:

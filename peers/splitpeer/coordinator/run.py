@@ -19,10 +19,10 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import JobFailed
 from splitpeer.federation.compute import Compute
 from splitpeer.federation.halves import at_places
-from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part, Seating
 from splitpeer.settings.job import JobConfig
 from splitpeer.timeline.spans import LinkTimes, Spans, StepTiming
+from splitpeer.training.forms import activations_form
 from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
 from splitproto.errors import FusionMismatch
@@ -139,7 +139,7 @@ class Run:
         arrays: dict[Place, Arrays] = {}
         rows: dict[Place, Rows] = {}
         for site, sent in arrived.items():
-            here = at_places(site.name, site.seats, sent.tensors, self.job.precision)
+            here = at_places(site.name, site.seats, sent.tensors, self.job)
             arrays |= here
             rows |= {place: sent.part.rows[place.seat] for place in here}
         return arrays, rows
@@ -161,8 +161,9 @@ class Run:
 
     def culprit(self, arrived: Arrived) -> tuple[RemoteSite, str] | None:
         """A site that sent NaN or infinity, and in which tensor."""
+        form = activations_form(self.job)
         for site, sent in arrived.items():
-            for name, array in from_wire(sent.tensors, self.job.precision).items():
+            for name, array in form.from_wire(sent.tensors).items():
                 if not np.isfinite(array).all():
                     return site, name
         return None

@@ -244,9 +244,7 @@ class Trainer:
         """Each site applies what is its own; SP-11-31: who did not take part is told to count on."""
         run = self._run
         with run.spans.of("encode"):
-            back = {
-                site: for_site(site.name, site.seats, gradients, run.job.precision) for site in run.team.sites
-            }
+            back = {site: for_site(site.name, site.seats, gradients, run.job) for site in run.team.sites}
         with run.spans.of("apply"):
             await run.team.ask_all(
                 lambda site: site.apply(step, back[site]) if back[site] else site.advance(step)

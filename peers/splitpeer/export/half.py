@@ -28,6 +28,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.run_folders import noted_terms
 from splitpeer.storage import checkpoint, reading
+from splitpeer.training.forms import activations_form
 from splitpeer.training.sums import SUM
 from splitproto.fusion import greatest
 from splitproto.messages import Job
@@ -117,7 +118,7 @@ def _common(config: PeerConfig, job: Job, folder: Path) -> dict[str, Any]:
         "terms": terms_digest(replace(job, seconds_per_step=1.0)),
         "steps": job.steps,
         "frozen": job.frozen,
-        "precision": job.precision,
+        "precision": activations_form(job).name,
         "dimensions": job.dimensions,
         "window": list(job.window),
         "spacing": list(job.spacing),

@@ -10,13 +10,12 @@ from splitpeer.defences.key import for_peer, key_of
 from splitpeer.defences.network import build_network
 from splitpeer.defences.specs import Written
 from splitpeer.defences.stack import Stack, make_stack
-from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.seats import Seats, by_seat, joined
-from splitpeer.federation.terms import cut_descriptors
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.cut import Backbone
-from splitpeer.models.registry import backbone_of
+from splitpeer.models.registry import backbone_of, cut_of
 from splitpeer.settings.job import COORDINATOR, JobConfig
+from splitpeer.training.forms import activations_form, gradients_form
 from splitpeer.training.guard import Guard
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import THE_SUM, Place
@@ -66,7 +65,7 @@ def gradient_stacks(written: Written, job: Job, seats: Seats, key: bytes) -> dic
     """
     if not written:
         return {}
-    channels = {described.name: described.shape[1] for described in cut_descriptors(job)}
+    channels = {name: shape[1] for name, shape in cut_of(job).shapes(job.batch, job.window).items()}
     receivers = {
         Place(site, seat): seats.receiver(site, seat)
         for site, filled in seats.filled.items()
@@ -139,21 +138,23 @@ def announced(images: Mapping[str, ImageStack], activations: Sequence[str]) -> t
 
 
 def at_places(
-    site: str, seats: Sequence[Seat], tensors: Mapping[str, Array], precision: str
+    site: str, seats: Sequence[Seat], tensors: Mapping[str, Array], job: Job
 ) -> dict[Place, Arrays]:
-    """A site's activations as they arrived, float32, by seat."""
-    return {
-        Place(site, seat): from_wire(levels, precision) for seat, levels in by_seat(tensors, seats).items()
-    }
+    """A site's activations as they are read (SP-11.21-6), float32, by seat. Raises what `WireForm.from_wire` raises."""
+    form = activations_form(job)
+    return {Place(site, seat): form.from_wire(levels) for seat, levels in by_seat(tensors, seats).items()}
 
 
 def for_site(
-    site: str, seats: Sequence[Seat], gradients: Mapping[Place, Arrays], precision: str
+    site: str, seats: Sequence[Seat], gradients: Mapping[Place, Arrays], job: Job
 ) -> dict[str, Array]:
-    """A site's own of all gradients, as they travel, or those of the sum; empty: it does not take part."""
+    """A site's own of all gradients, as they travel, or those of the sum; empty: it does not take part.
+
+    Raises:
+        TensorError: see `WireForm.to_wire`.
+    """
+    form = gradients_form(job)
     if THE_SUM in gradients:
-        return to_wire(gradients[THE_SUM], precision)
-    own = {
-        place.seat: to_wire(arrays, precision) for place, arrays in gradients.items() if place.site == site
-    }
+        return form.to_wire(gradients[THE_SUM])
+    own = {place.seat: form.to_wire(arrays) for place, arrays in gradients.items() if place.site == site}
     return joined(own, seats)

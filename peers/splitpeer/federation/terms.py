@@ -19,8 +19,10 @@ from splitpeer.privacy.accounting import FARTHEST
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
+from splitpeer.training.forms import activations_form
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import messages, partners
+from splitproto.codings import CODINGS
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of, greatest
 from splitproto.fusion import check_terms as check_sum
@@ -64,6 +66,8 @@ def job_on_wire(config: JobConfig) -> Job:
         name=config.job.name,
         **on_wire(backbone),
         precision=training.precision,
+        activations=config.wire.activations,
+        gradients=config.wire.gradients,
         window=config.data.window,
         spacing=config.data.spacing or (),
         augment=config.data.augment and not training.frozen,
@@ -121,13 +125,13 @@ def window_of(job: Job) -> Triple:
 
 
 def cut_descriptors(job: Job, batch: int | None = None) -> tuple[Descriptor, ...]:
-    """The tensors that one encoder yields for a batch (SP-11.8-1).
+    """The tensors that one encoder yields for a batch, as they travel (SP-11.8-1, SP-11.21-2).
 
     Raises:
         ValueError: the job's network is impossible.
     """
-    shapes = cut_of(job).shapes(batch or job.batch, job.window)
-    return tuple(Descriptor(name, job.precision, shape) for name, shape in shapes.items())
+    form = activations_form(job)
+    return tuple(form.described(name, batch or job.batch) for name in form.shapes)
 
 
 def seat_descriptors(
@@ -479,10 +483,12 @@ def _check_recorded(offer: JobOffer, policy: Policy) -> None:
 
 def _check_precision(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     """Raises PolicyRefused, SchemaMismatch."""
-    if job.precision not in policy.precision:
-        raise PolicyRefused(
-            f"precision {job.precision} is not allowed here (policy: {', '.join(policy.precision)})"
-        )
+    there, back = job.activations or job.precision, job.gradients or job.precision
+    for name in (there,) if job.frozen else (there, back):
+        if name not in policy.precision:
+            raise PolicyRefused(
+                f"precision {name} is not allowed here (policy: {', '.join(policy.precision)})"
+            )
     if job.precision not in PRECISIONS or job.optimiser not in OPTIMISERS or job.schedule not in SCHEDULES:
         raise SchemaMismatch(
             f"precision {job.precision}, optimiser {job.optimiser} or schedule {job.schedule} is unknown here"
@@ -490,6 +496,24 @@ def _check_precision(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     # SP-10-6.
     if f"dtype.{job.precision}" not in agreed:
         raise SchemaMismatch(f"precision {job.precision} was not agreed on this link")
+    _check_codings(job, agreed)
+
+
+def _check_codings(job: Job, agreed: Collection[str]) -> None:
+    """SP-11.21-1. Raises SchemaMismatch."""
+    for feature in coding_features(job):
+        if feature not in agreed:
+            raise SchemaMismatch(f"the job codes tensors, but {feature} was not agreed on this link")
+    if (job.activations or job.gradients) and job.fusion is not None:
+        raise SchemaMismatch("what travels of a secure sum is not coded")
+    if job.gradients and job.frozen:
+        raise SchemaMismatch("the job codes gradients, and with frozen encoders there are none")
+
+
+def coding_features(job: Job) -> tuple[str, ...]:
+    """SP-11.21-1: features that a job's codings need."""
+    named = (job.activations, job.gradients)
+    return tuple(f"coding.{coding}" for coding in CODINGS if coding in named)
 
 
 def _check_cut(offer: JobOffer, config: PeerConfig, policy: Policy) -> None:

@@ -31,6 +31,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint, reading
+from splitpeer.training.forms import activations_form, gradients_form
 from splitpeer.training.scores import Scores
 from splitproto import AllowList, Credentials, Door, Offer, Session, SplitprotoError, dial, pki
 from splitproto.capture import Header, Recorded
@@ -81,6 +82,7 @@ class Comparison:
 
     def __init__(self, what: str, job: Job) -> None:
         self.what = what
+        self._form = activations_form(job) if what == "activations" else gradients_form(job)
         self.gradients = not job.frozen
         """Whether a coordinator sends any; where not, its losses and Dice say whether it is the same."""
         self.tensors = 0
@@ -104,13 +106,14 @@ class Comparison:
         compared = self.tensors if self.gradients or self.what == "activations" else self.figures
         return compared > 0 and max(self.largest, self.largest_figure) <= TOLERANCE
 
-    def tensor(self, where: str, live: Array, recorded: Array) -> None:
-        """Compare one tensor."""
+    def tensor(self, name: str, answer: str, live: Array, recorded: Array) -> None:
+        """Compare one tensor of an answer."""
         self.tensors += 1
+        where = f"{name} {answer}"
         if live.shape != recorded.shape or live.dtype != recorded.dtype:
             self._note(where, np.inf, np.inf)
             return
-        a, b = _numbers(live), _numbers(recorded)
+        a, b = (self._form.from_wire({name: one})[name].astype(np.float64) for one in (live, recorded))
         if np.array_equal(a, b, equal_nan=True):
             return
         off = float(np.max(np.abs(a - b))) if np.isfinite(a).all() and np.isfinite(b).all() else np.inf
@@ -124,7 +127,8 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"agrees": self.agrees, "tolerance": TOLERANCE, **vars(self)}
+        shown = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"agrees": self.agrees, "tolerance": TOLERANCE, **shown}
 
     def _note(self, where: str, absolute: float, relative: float) -> None:
         self.absolute = max(self.absolute, absolute)
@@ -401,7 +405,7 @@ class _Site:
             return
         tensors = replace(recorded).message.tensors  # type: ignore[attr-defined]
         for name, array in live.tensors.items():
-            self._comparison.tensor(f"{name} of {self.name}, step {live.step}", array, tensors[name])
+            self._comparison.tensor(name, f"of {self.name}, step {live.step}", array, tensors[name])
 
 
 def _compare_figures(
@@ -537,7 +541,7 @@ async def _play_coordinator(
         answer = _expect(answer, Activations)
         recorded = replace(recording.activations[place]).message.tensors  # type: ignore[attr-defined]
         for name, array in answer.tensors.items():
-            comparison.tensor(f"{name}, {mode} step {of}, batch {place[3]}", array, recorded[name])
+            comparison.tensor(name, f"of {mode} step {of}, batch {place[3]}", array, recorded[name])
         if mode == "train":
             if (hub, of) not in recording.gradients:
                 comparison.stopped = f"train step {of}: the capture holds no gradients of it"
@@ -629,13 +633,6 @@ def _offer(recording: _Recording, site: str) -> Offer:
         agreed.add("evaluate")
     features = tuple(name for name in FEATURES if name in agreed)
     return Offer(features=features if recording.header.features else FEATURES, max_message=1 << 32)
-
-
-def _numbers(array: Array) -> np.ndarray:
-    """float64, also of bfloat16, which travels as its 16 bits."""
-    if array.dtype == np.uint16:
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return array.astype(np.float64)
 
 
 def _expect(message: Message, kind: type[Heard]) -> Heard:

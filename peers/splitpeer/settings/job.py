@@ -17,6 +17,7 @@ from splitpeer.settings.network import NetworkSettings, listed
 from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
     MAX_COUNT,
+    Coding,
     Count,
     CountOrFraction,
     GradientDefences,
@@ -133,7 +134,7 @@ class Training(Section):
     steps: Annotated[int, Field(gt=0, le=MAX_STEPS)] = 1000
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     precision: Precision = "f32"
-    """Precision of activations and gradients on the wire."""
+    """Precision of activations and gradients on the wire, where `[wire]` does not code them."""
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -199,6 +200,15 @@ class Pretraining(Section):
         if self.rate and not self.noise:
             raise ValueError("rate is the price of what gets through noise: set noise too")
         return self
+
+
+class Wire(Section):
+    """How tensors travel where `[training] precision` would take more bytes than there is bandwidth for."""
+
+    activations: Coding | None = None
+    """Default: not coded."""
+    gradients: Coding | None = None
+    """Default: not coded."""
 
 
 class JobDefences(Section):
@@ -292,6 +302,7 @@ class JobConfig(Settings):
     model: Model = Model()
     data: JobData
     training: Training = Training()
+    wire: Wire = Wire()
     pretraining: Pretraining | None = None
     defences: JobDefences = JobDefences()
     evaluation: Evaluation = Evaluation()
@@ -445,6 +456,7 @@ class JobConfig(Settings):
             > 0,
             f'[training] precision = "{training.precision}": gradients of a sum are f32': training.precision
             != "f32",
+            "[wire]: what travels of a sum is not coded; remove it": self.wire != Wire(),
             f"[task] normalisation: in a secure sum only {' and '.join(OF_A_SUM)} lose no image": any(
                 rule.partition(":")[0] not in OF_A_SUM for rule in self.task.normalisation.values()
             ),
@@ -492,6 +504,7 @@ class JobConfig(Settings):
         wrong = {
             "[training] average_every": self.training.average_every != 0,
             "[defences] gradients": bool(self.defences.gradients),
+            "[wire] gradients": self.wire.gradients is not None,
             f'[absence] mode = "{self.absence.mode}"': self.absence.mode != "pause",
         }
         return [

@@ -28,6 +28,7 @@ from splitpeer.settings.values import (
     Defences,
     Distinct,
     FilePattern,
+    Form,
     GradientDefences,
     ImageDefences,
     InitialWeights,
@@ -38,7 +39,6 @@ from splitpeer.settings.values import (
     Name,
     NormalisationKind,
     PositiveInt,
-    Precision,
     RemoteAddress,
     Seconds,
     WeightFiles,
@@ -196,10 +196,8 @@ class Policy(Bounds):
     levels: Levels = LEVELS
     """Levels whose activations may leave. Where one of 0 to 4 is missing, or a defence names its levels, level k must
     be at least 2**k times coarser than the image on every axis."""
-    precision: Annotated[tuple[Precision, ...], Field(min_length=1), Distinct] = (
-        "f32",
-        "bf16",
-    )
+    precision: Annotated[tuple[Form, ...], Field(min_length=1), Distinct] = get_args(Form)
+    """How activations and gradients may travel."""
     normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = get_args(
         NormalisationKind
     )

@@ -109,7 +109,7 @@ max_message_mib = 1024
 """
 
 _ANY_IMAGES = """\
-precision = ["f32", "bf16"]
+precision = ["f32", "bf16", "f16", "int8", "int4"]  # how activations and gradients may travel
 normalisation = ["zscore-nonzero", "zscore", "percentile", "window", "none"]  # that a job may ask for"""
 
 _ANY_DEFENCES = '# defences = ["dropout:0.5", "gaussian:1.0@0,1"]'
@@ -210,7 +210,7 @@ ahead = 4  # batches announced early, so that sites load them in time
 checkpoint_every = 100
 keep_checkpoints = 2
 {encoders}
-
+{wire}
 {pretraining}
 {defences}
 [evaluation]
@@ -255,6 +255,11 @@ encoders = "joint"  # "frozen": sites keep theirs and release each window once (
 # bank = "state/NAME-RUN/bank"  # with frozen: from what an earlier run collected, and no site is asked
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
+    "wire": """
+# [wire]  # fewer bytes than [training] precision, and not exactly (docs/performance.md)
+# activations = "int8"  # f16, int8 or int4
+# gradients = "int8"
+""",
     "pretraining": """\
 # [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe
 # data = "phantom"  # rendered by the command; or the name of a public data set that every site has
@@ -292,6 +297,7 @@ widths = [1, 1, 2, 4, 8]  # channels of each level of the sum: the fewer, the le
     "patients": "min_patients = 2  # with masks, and images at all sites",
     "precision": "",
     "encoders": 'encoders = "frozen"  # sites keep theirs and release each window once (docs/feature-bank.md)',
+    "wire": "",
     "pretraining": """\
 [pretraining]  # the recipe of the encoders. One hospital follows it: splitpeer pretrain --recipe --for-partners DIR
 data = "phantom"  # for a trial; better the name of a public data set with all these modalities and masks

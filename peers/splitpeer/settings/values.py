@@ -182,6 +182,10 @@ Defences = Annotated[tuple[Spec, ...], _Defences("activations")]
 ImageDefences = Annotated[tuple[Spec, ...], _Defences("image")]
 GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]
 Precision = Literal["f32", "bf16"]
+Coding = Literal["f16", "int8", "int4"]
+"""How tensors travel in fewer octets (SP-11.21)."""
+Form = Literal["f32", "bf16", "f16", "int8", "int4"]
+"""Either of them."""
 NormalisationKind = Literal["zscore-nonzero", "zscore", "percentile", "window", "none"]
 Seconds = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

@@ -44,6 +44,7 @@ from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, 
 from splitpeer.site.serving import Serving
 from splitpeer.site.step_rows import StepRows
 from splitpeer.site.upkeep import Upkeep
+from splitpeer.training.forms import in_words
 from splitproto import Offer, Session, SplitprotoError, dial
 from splitproto.capture import Party
 from splitproto.errors import (
@@ -536,7 +537,7 @@ class Client:
                 offer.schema.hex(),
                 list(filled),
                 list(cut_of(offer.job).names),
-                offer.job.precision,
+                in_words(offer.job),
                 job.defences,
                 recorded,
                 job.applied,

@@ -21,7 +21,6 @@ from splitpeer.data.pseudonym import pseudonym
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.federation.files import counted, look, note
-from splitpeer.federation.precision import from_wire, to_wire
 from splitpeer.federation.seats import joined
 from splitpeer.federation.terms import Room, window_of
 from splitpeer.privacy.ledger import Ledger
@@ -44,6 +43,7 @@ from splitpeer.site.summing import Summing
 from splitpeer.site.tiling import Rule, Triple
 from splitpeer.storage import checkpoint
 from splitpeer.timeline.spans import UNRECORDED, Spans
+from splitpeer.training.forms import activations_form, gradients_form
 from splitproto import holder
 from splitproto.causes import CONSENT, MISSING, OF_A_PATIENT, SHOWN
 from splitproto.errors import PolicyRefused, SchemaMismatch, SiteFailed, StepMismatch, UnexpectedMessage
@@ -411,14 +411,15 @@ class SiteJob:
             raise StepMismatch(
                 f"gradients of step {gradients.step}, but {self.applied} was the last applied here"
             )
-        arrived = by_seat_arrived(gradients, self._pending, self.seats, summed=self.summing is not None)
+        form = gradients_form(self.job)
+        arrived = by_seat_arrived(gradients, self._pending, self.seats, form, summed=self.summing is not None)
         if any(len(levels) < len(self.job.levels) for levels in arrived.values()):
             # SP-11-10: a seat sits out as a whole.
             raise SchemaMismatch(f"the gradients of step {gradients.step} leave out a level of a seat")
         # SP-11-11: once, as nothing is pending after it.
         batch, self._pending = self._pending.digest, None
         with self.spans.of("decode"):
-            parts = {seat: from_wire(levels, self.job.precision) for seat, levels in arrived.items()}
+            parts = {seat: form.from_wire(levels) for seat, levels in arrived.items()}
         try:
             with self.spans.of("backward"):
                 self.encoders.backward(parts)
@@ -536,7 +537,7 @@ class SiteJob:
                 self.summing.check_range(computed)
             words = self.summing.rounded(forward, computed)
             return self.summing.answer(forward, words), words
-        arrays = to_wire(joined(computed, self.seats), self.job.precision)
+        arrays = activations_form(self.job).to_wire(joined(computed, self.seats))
         return arrays, arrays
 
     def _remember(self) -> None:

@@ -31,6 +31,7 @@ from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import handle
 from splitpeer.storage import durable, reading
 from splitpeer.storage.rows import Stamp, VerifiedFile, stamp
+from splitproto.codings import CODINGS
 from splitproto.secretfile import how_to_close, open_to_others
 
 FORMAT = "splitproto feature bank 2"
@@ -47,7 +48,7 @@ FILE_OCTETS = 4096
 """Taken for each file in addition to its tensors: its header, and what its last block on disk leaves free."""
 _WHAT, _DIGEST = "splitpeer.release", "sha256"
 _MAGIC, _NONCE, _INDEX = b"SPBANK1\n", 12, b"index"
-_DTYPES = {"f32": "float32", "bf16": "uint16"}
+_DTYPES = {"f32": "float32", "bf16": "uint16", **dict.fromkeys(CODINGS, "uint8")}
 
 Arrays = Mapping[str, np.ndarray]
 _Place = tuple[str, int]
@@ -84,7 +85,7 @@ class Contents:
     terms: str
     """Digest of what the releases depend on: cut, window, spacing and so on."""
     precision: str
-    """f32; or bf16, kept as its 16 bits."""
+    """f32; bf16, kept as its 16 bits; or a coding, kept as its octets."""
     weights: Mapping[str, bytes]
     """By site, the label of its encoders' weights (SP-11.17-6); of a sum, the digest of them all."""
     releases: tuple[BankEntry, ...]
@@ -196,7 +197,7 @@ class Bank:
         if needed > free:
             raise DiskTrouble(
                 f"{self.folder}: the feature bank needs {reading.size(needed)} and {reading.size(free)} are free: "
-                "make room, or have less released ([evaluation] overlap, [model] levels, [training] precision)",
+                "make room, or have less released ([evaluation] overlap, [model] levels, [wire] activations)",
                 "disk-full",
             )
 
@@ -218,7 +219,7 @@ class Bank:
             raise durable.refusal(error, f"{path}: a release", "[peer] state") from None
 
     def get(self, release: BankEntry) -> dict[str, np.ndarray]:
-        """An answer, verified: float32, or bfloat16's bits, by name.
+        """An answer, verified: float32, bfloat16's bits or coded octets, by name.
 
         Raises:
             DataError: it is not there, torn, altered, or of another question, run or weights.

@@ -38,7 +38,7 @@ from splitpeer.data.sampling import Sample, TrainingSchedule, split_patients
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import services
+from splitpeer.federation.terms import job_on_wire, services
 from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
@@ -49,6 +49,8 @@ from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitproto import pki
 from splitproto.negotiation import Offer
+
+from .at_the_cut import at_the_cut
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 PATIENTS = ("MUELLER_Erika", "SCHMIDT_Hans", "YILMAZ_Ayse", "NGUYEN_Linh", "ROSSI_Carla", "KOWALSKI_Jan")
@@ -565,14 +567,19 @@ class Scene:
         """Of a patient, by its name."""
         return pseudonym(load_salt(self.federation.pki / "federation.salt"), patient)
 
-    def whole(self, withdrawn: Mapping[bytes, int] | None = None) -> tuple[list[float], SplitNetwork]:
+    def whole(
+        self, withdrawn: Mapping[bytes, int] | None = None, *, as_travelled: bool = False
+    ) -> tuple[list[float], SplitNetwork]:
         """Train the whole network in this process: losses, and the network afterwards.
 
         Args:
             withdrawn: patients that do not take part from a step on.
+            as_travelled: with the job's precision or codings at the cut.
         """
         torch.set_num_threads(1)
         job, network, masks = self.settings, self.network(), self.masks()
+        if as_travelled:
+            at_the_cut(network, job_on_wire(job))
         training = job.training
         optimiser = make_optimiser(
             network.parameters(), training.optimiser, training.learning_rate, training.weight_decay
@@ -609,9 +616,11 @@ class Scene:
             losses.append(loss.item())
         return losses, network
 
-    def assert_exact(self, withdrawn: Mapping[bytes, int] | None = None) -> None:
+    def assert_exact(
+        self, withdrawn: Mapping[bytes, int] | None = None, *, as_travelled: bool = False
+    ) -> None:
         """Losses and all weights are those of the whole network, bit for bit; see `whole`."""
-        losses, network = self.whole(withdrawn)
+        losses, network = self.whole(withdrawn, as_travelled=as_travelled)
         assert self.losses() == losses
         split, whole = self.weights(self.settings.training.steps), network.state_dict()
         assert split.keys() == whole.keys()

@@ -18,9 +18,9 @@ from splitpeer.defences.key import for_peer, from_seed
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import ConfigError
-from splitpeer.federation.precision import to_wire
 from splitpeer.site import job as site_job
 from splitpeer.storage import checkpoint
+from splitpeer.training.forms import WireForm
 
 EVERYTHING = ["bottleneck:2@0,1", "adversary:0.5,networks=2,restart=6,width=4", "clip:60", "gaussian:0.3",
               "laplace:0.1", "dropout:0.3"]  # fmt: skip
@@ -124,7 +124,7 @@ async def test_clean_traffic_defended_offline_is_what_the_live_defence_sends(sce
     assert (evaluated["x0"] == 0).mean() == pytest.approx(0.4, abs=0.1)
     assert all(array.shape[1] == CHANNELS[name] for name, array in evaluated.items())
     narrow = await run_of(scene, wire, 2, {"defences": written}, training={"steps": 1, "precision": "bf16"})
-    assert same(to_wire(sent, "bf16"), narrow.first("t1")[1]), "the wire's precision comes last"
+    assert same(WireForm("bf16").to_wire(sent), narrow.first("t1")[1]), "the wire's precision comes last"
 
 
 async def test_what_a_site_does_is_announced_and_what_the_coordinator_does_too(

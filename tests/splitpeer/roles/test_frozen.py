@@ -18,7 +18,9 @@ from splitpeer.data.augment import derive
 from splitpeer.data.loader import SiteData
 from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.seats import seats_of
+from splitpeer.federation.terms import job_on_wire
 from splitpeer.storage import checkpoint
+from splitpeer.training.forms import WireForm, activations_form
 from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.tiles import TiledSchedule
@@ -65,10 +67,17 @@ class Whole:
                 )
                 for seat, data in self.images.items()
             }
+            form = activations_form(job_on_wire(self.job))
+            made = {seat: self._read(levels, form) for seat, levels in made.items()}
         for row, sample in enumerate(samples):
             self._encoded[sample] = {
                 seat: {name: t[row : row + 1] for name, t in levels.items()} for seat, levels in made.items()
             }
+
+    def _read(self, levels: Mapping[str, torch.Tensor], form: WireForm) -> dict[str, torch.Tensor]:
+        """As the coordinator reads them."""
+        sent = form.to_wire({name: tensor.numpy() for name, tensor in levels.items()})
+        return {name: torch.from_numpy(array) for name, array in form.from_wire(sent).items()}
 
     def train(self, without: Mapping[bytes, int] | None = None) -> list[float]:
         """Losses of all steps; patients `without` are not drawn from a step on."""

@@ -246,6 +246,7 @@ def test_a_site_that_keeps_its_encoder_declines_every_other_job(scene) -> None:
         ({"training": {**FROZEN, "average_every": 2}}, "average_every"),
         ({"training": FROZEN, "defences": {"gradients": ["marvell:0.3"]}}, "gradients"),
         ({"training": FROZEN, "absence": {"mode": "drop"}}, 'mode = "drop"'),
+        ({"training": FROZEN, "wire": {"gradients": "int8"}}, r"\[wire\] gradients"),
     ],
 )
 def test_what_a_frozen_job_cannot_have(scene, over, named) -> None:

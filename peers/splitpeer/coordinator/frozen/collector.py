@@ -14,9 +14,9 @@ from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Run
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import JobFailed
-from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Part
 from splitpeer.storage.bank import FILE_OCTETS, Bank, BankEntry
+from splitpeer.training.forms import activations_form
 from splitpeer.training.split_round import THE_SUM
 from splitproto.messages import Withdraw
 from splitproto.tensors import Array
@@ -33,6 +33,7 @@ class Collector:
 
     def __init__(self, run: Run, bank: Bank, exclusion: BankExclusion) -> None:
         self._run, self._bank, self._exclusion = run, bank, exclusion
+        self._form = activations_form(run.job)
         self._kept = self._octets = self._due = self._due_octets = 0
 
     async def collect(self) -> None:
@@ -116,12 +117,12 @@ class Collector:
         kept = {name: tensors[name] for name in release.shapes}
         await run.on_disk(self._put, site, release, kept, what=f"release {release.number} of {site}")
         self._kept += len(release.origins)
-        self._octets += release.octets(run.job.precision) + FILE_OCTETS
+        self._octets += release.octets(self._form.name) + FILE_OCTETS
         self._tell()
 
     def _put(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:
         """Raises JobFailed: they are not numbers."""
-        for name, array in from_wire(tensors, self._run.job.precision).items():
+        for name, array in self._form.from_wire(tensors).items():
             if not np.isfinite(array).all():
                 raise JobFailed(
                     f"site {site} released activations ({name}) that are not finite: check its images"

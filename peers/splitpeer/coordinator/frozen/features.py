@@ -10,10 +10,10 @@ import numpy as np
 
 from splitpeer.data.augment import Augmentation, derive, posed
 from splitpeer.errors import JobFailed
-from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import by_seat
 from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents, Window
+from splitpeer.training.forms import activations_form
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import SUM
 from splitproto.messages import Forward, Job, Sample
@@ -41,7 +41,7 @@ class Features:
     """
 
     def __init__(self, job: Job, bank: Releases, seating: Seating, cache_mib: int) -> None:
-        self._job, self._bank, self._seating = job, bank, seating
+        self._form, self._bank, self._seating = activations_form(job), bank, seating
         self._where: dict[tuple[str, Window], tuple[BankEntry, int]] = {
             (one.site, (one.key, origin)): (one, row)
             for one in bank.contents.releases
@@ -122,11 +122,16 @@ class Features:
             read = self._bank.windows(release, row)
             # Last, so that it is the one that stays.
             for other in sorted(read, key=lambda one: one == row):
-                held = self._keep((*name[:2], other), from_wire(read[other], self._job.precision))
+                held = self._keep((*name[:2], other), self._read(read[other]))
         else:
             self._cache[name] = held
         assert held is not None  # noqa: S101  (the window asked for is among those read)
         return held
+
+    def _read(self, window: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One window as it was released, float32."""
+        alone = {name: array[None] for name, array in window.items()}
+        return {name: array[0] for name, array in self._form.from_wire(alone).items()}
 
     def _keep(
         self, name: tuple[str, int, int], tensors: dict[str, np.ndarray]

@@ -36,13 +36,13 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.errors import DataError
 from splitpeer.federation.inference import questions
-from splitpeer.federation.precision import from_wire
 from splitpeer.federation.seating import Parts, Seating
 from splitpeer.federation.seats import by_seat
 from splitpeer.federation.terms import cut_descriptors, seat_descriptors
 from splitpeer.logs import handle
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Contents
 from splitpeer.storage.request_banks import RequestBanks
+from splitpeer.training.forms import activations_form
 from splitpeer.training.split_round import THE_SUM
 from splitpeer.training.windows import window_origins
 from splitproto.causes import CONSENT
@@ -299,7 +299,7 @@ class BankSegmenter(PatientSegmenter):
             request.windows += len(entry.origins)
 
     def _put(self, bank: Bank, entry: BankEntry, tensors: Mapping[str, Array]) -> None:
-        for array in from_wire(tensors, self._run.job.precision).values():
+        for array in activations_form(self._run.job).from_wire(tensors).values():
             if not np.isfinite(array).all():
                 raise DataError("a site released activations that are not finite numbers")
         bank.put(entry, tensors)

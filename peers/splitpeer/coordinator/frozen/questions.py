@@ -14,6 +14,7 @@ from splitpeer.federation.seating import Lists, Part
 from splitpeer.federation.seats import by_seat
 from splitpeer.federation.terms import cut_descriptors, seat_descriptors, terms_digest, window_of
 from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Contents
+from splitpeer.training.forms import activations_form
 from splitpeer.training.windows import window_origins
 from splitproto.fusion import CHECK
 from splitproto.messages import Forward, Sample
@@ -38,7 +39,7 @@ def contents(run: Run, weights: Mapping[str, bytes]) -> Contents:
     return Contents(
         run.files.run,
         terms(run),
-        run.job.precision,
+        activations_form(run.job).name,
         weights,
         tuple(releases),
     )

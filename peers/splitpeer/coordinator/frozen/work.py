@@ -102,8 +102,8 @@ class FrozenWork:
         if self._earlier is None:
             return "([evaluation] overlap?): change job.toml back, or start a new run with --fresh"
         return (
-            "([sites], [seats], [model], [data] window or spacing, [training] precision, [task] normalisation or "
-            "[evaluation] overlap): write all of these as in the job.toml of its run"
+            "([sites], [seats], [model], [data] window or spacing, [training] precision, [wire], [task] normalisation "
+            "or [evaluation] overlap): write all of these as in the job.toml of its run"
         )
 
     async def do(self, held: Collection[int], *, resumed: bool) -> None:

@@ -361,13 +361,32 @@ class Decoder(nn.Module):
         return stacked.mean(dim=0) if self.fusion == "mean" else stacked.sum(dim=0)
 
 
+def as_read(level: Tensor, precision: str) -> Tensor:
+    """A level [B, channels, *spatial] as the coordinator reads it, sample by sample (splitproto 1, section 11.21)."""
+    if precision == "bf16":
+        return level.to(torch.bfloat16).float()
+    samples, values = len(level), level[0].numel()
+    rows = level.reshape(samples, values)
+    if precision == "f16":
+        exponents = rows.abs().amax(1, keepdim=True).view(torch.int32) >> 23
+        scales = ((exponents - 14).clamp(min=1) << 23).view(torch.float32)
+        return ((rows / scales).half().float() * scales).reshape(level.shape)
+    greatest = {"int8": 127, "int4": 7}[precision]
+    blocks = nn.functional.pad(rows, (0, -values % 64)).reshape(samples, -1, 64)
+    # Rounded up to the next bfloat16.
+    quotients = blocks.abs().amax(2, keepdim=True) / greatest
+    scales = ((quotients.view(torch.int32) + 0xFFFF) >> 16 << 16).view(torch.float32)
+    integers = (blocks / scales.where(scales > 0, 1)).round()
+    return (integers * scales).reshape(samples, -1)[:, :values].reshape(level.shape)
+
+
 class SplitNetwork(nn.Module):
     """All encoders and the decoder.
 
     Args:
         encoders: of all seats that are not absent.
         decoder: the coordinator's half.
-        precision: of the levels on the wire, "f32" or "bf16": they are rounded here as they were there.
+        precision: of the levels on the wire, or their coding: they are rounded here as they were there.
         summed: of a secure sum: {"sites": {site: seats}, "range": greatest value, "greatest": its integer}; None: the
             decoder has each seat's own levels.
     """
@@ -387,8 +406,8 @@ class SplitNetwork(nn.Module):
         levels: Levels = self.encoders(image)
         if self.summed is not None:
             levels = self._sums(levels, self.summed)
-        elif self.precision == "bf16":
-            levels = {name: tensor.to(torch.bfloat16).float() for name, tensor in levels.items()}
+        elif self.precision != "f32":
+            levels = {name: as_read(tensor, self.precision) for name, tensor in levels.items()}
         logits: Tensor = self.decoder(levels)
         return logits
 
