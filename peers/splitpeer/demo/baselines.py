@@ -26,6 +26,7 @@ from splitpeer.federation.evaluation import Plan, Scoring
 from splitpeer.federation.terms import job_on_wire, window_of
 from splitpeer.models import Encoder, build_split_network
 from splitpeer.settings.job import JobConfig
+from splitpeer.training.forms import Forms
 from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
 from splitpeer.training.split_round import Parties, Place, split_round
@@ -55,6 +56,8 @@ class Baseline:
     data: Path
     salt: Path
     convention: str = "msd"
+    as_travelled: bool = False
+    """With the job's precision or codings between encoders and decoder."""
 
 
 def train(baseline: Baseline) -> Reached:
@@ -74,6 +77,7 @@ def train(baseline: Baseline) -> Reached:
     )
     stream = TrainingStream.of(config, job, training, labels, frozenset(training))
     parties = _parties(config, baseline.modalities, task)
+    forms = Forms.of(job) if baseline.as_travelled else None
 
     def read(samples: Sequence[Sample], seed: int | None) -> dict[str, np.ndarray]:
         return {m: data.batch(samples, window, seed, m) for m, data in images.items()}
@@ -83,12 +87,14 @@ def train(baseline: Baseline) -> Reached:
         target = SiteData(labels).batch(forward.samples, window, forward.seed, None)
         release = Release(b"", forward.mode, forward.step, forward.batch, forward.samples)
         images_at = {Place(m, m): image for m, image in read(forward.samples, forward.seed).items()}
-        split_round(parties, images_at, target, release)
+        split_round(parties, images_at, target, release, forms=forms)
     plan = Plan.of(validation, labels, window, config.evaluation.overlap, config.evaluation.batch, job.steps)
     scoring = Scoring(plan, labels, window, None, measure=True)
     for index, forward in enumerate(plan.forwards):
         shown = read(forward.samples, None)
         sent = {m: parties.sites[Place(m, m)].evaluate(image) for m, image in shown.items()}
+        if forms is not None:
+            sent = {m: forms.activations.read(levels) for m, levels in sent.items()}
         scoring.add(index, parties.coordinator.predict(sent))
     return Reached(scoring.dice.result(), scoring.surfaces.distances() if scoring.surfaces else {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,6 +71,10 @@ class WireForm:
             }
         return dict(arrays)
 
+    def read(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the receiver reads of float32 arrays that are sent. Raises TensorError, see `to_wire`."""
+        return self.from_wire(self.to_wire(arrays))
+
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """SP-11.21-5: scales, before memory is taken. Raises what `splitproto.codings.check` raises."""
         for name, array in arrays.items() if self.coded else ():
@@ -87,6 +92,18 @@ def activations_form(job: Job) -> WireForm:
 def gradients_form(job: Job) -> WireForm:
     """Of what they get back. Raises ValueError: the job's network is impossible."""
     return _form(job, job.gradients)
+
+
+class Forms(NamedTuple):
+    """How a job's tensors travel in both directions."""
+
+    activations: WireForm
+    gradients: WireForm
+
+    @classmethod
+    def of(cls, job: Job) -> Forms:
+        """Raises ValueError: the job's network is impossible."""
+        return cls(activations_form(job), gradients_form(job))
 
 
 def octets(form: str, values: int) -> int:

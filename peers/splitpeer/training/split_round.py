@@ -20,6 +20,7 @@ import torch
 
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, defend
+from splitpeer.training.forms import Forms
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM, fused
 from splitproto.messages import Fusion, Sample
@@ -85,6 +86,7 @@ def split_round(
     rows: Mapping[Place, Rows] | None = None,
     left_out: Collection[str] = (),
     terms: Fusion | None = None,
+    forms: Forms | None = None,
 ) -> float:
     """Make one step; returns the loss.
 
@@ -95,6 +97,7 @@ def split_round(
         rows: which samples `images` are; missing: the whole batch, in order.
         left_out: seats that the step is made without (SP-11-37).
         terms: of the secure sum in which the sites' values are fused (SP-11.18), all of whose sites take part.
+        forms: how values travel between encoders and decoder; None: exactly.
 
     Raises:
         JobFailed: a loss or gradient is not finite (SP-11-10).
@@ -106,7 +109,8 @@ def split_round(
     asked = [place for place in parties.sites if place in images and place.site in taking]
 
     def forward(place: Place) -> Arrays:
-        return parties.sites[place].forward(images[place], _of_rows(release, rows.get(place)))
+        made = parties.sites[place].forward(images[place], _of_rows(release, rows.get(place)))
+        return made if forms is None else forms.activations.read(made)
 
     arrived = dict(zip(asked, parties.each(forward, asked), strict=True))
     if terms is not None:
@@ -123,7 +127,8 @@ def split_round(
     def backward(place: Place) -> None:
         half = parties.sites[place]
         if place in gradients:
-            half.backward(gradients[place])
+            back = gradients[place]
+            half.backward(back if forms is None else forms.gradients.read(back))
             return
         if place.site in taught:
             # As at a site (SP-11-10): a seat that is left out keeps the average it took.
