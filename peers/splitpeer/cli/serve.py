@@ -158,7 +158,10 @@ def _own_rank(job: JobConfig | None) -> Rank | None:
     rank = own_rank()
     if rank is not None:
         if job is None:
-            raise ConfigError("several ranks are for the coordinator: start a client without torchrun")
+            raise ConfigError(
+                "WORLD_SIZE is set, but only a coordinator runs on several ranks: start the site without torchrun, "
+                "or unset WORLD_SIZE"
+            )
         rank.quieten()
     return rank
 

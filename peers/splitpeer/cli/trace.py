@@ -39,10 +39,11 @@ MOST_COLUMNS = 8
 def trace(
     folders: tuple[Path, ...], steps: str | None, out: Path, picture: Path | None, as_json: bool
 ) -> None:
-    """Show where the time of a run's steps went, at each party whose files are here.
+    """Show where the time of a run's steps went, for each party whose files you name.
 
-    RUN_FOLDER is the [output] folder of a coordinator, the [peer] state of a site, or a metrics.jsonl. Prints the
-    median milliseconds of each part. The clocks of different machines must agree.
+    RUN_FOLDER is the [output] folder of a coordinator, the [peer] state of a site, or a metrics.jsonl. Of a folder
+    with several, the newest is taken. Writes a timeline (--out), and prints the median of each part in milliseconds.
+    The clocks of different machines must agree.
     """
     from splitpeer.storage import durable
     from splitpeer.timeline import chrome

@@ -164,7 +164,10 @@ class Ranks:
 
     def _agree(self, terms: str) -> None:
         """All work on the same; each side says so itself."""
-        differs = ConfigError("other ranks have other settings: all need the same files and the same version")
+        differs = ConfigError(
+            "the ranks differ in job.toml, in [data] convention of peer.toml or in version: copy both files to every "
+            "machine and install the same version"
+        )
         if not self.rank.leads:
             same = self.ordered(JOIN_S).get("terms") == terms
             self.send(0, (torch.tensor([int(same)]),))

@@ -256,7 +256,7 @@ encoders = "joint"  # "frozen": sites keep theirs and release each window once (
 average_every = 0  # steps after which sites with the same modality average their encoders; 0: never
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
     "wire": """
-# [wire]  # fewer bytes than [training] precision, and not exactly (docs/performance.md)
+# [wire]  # fewer bytes than [training] precision, at a loss of accuracy (docs/performance.md)
 # activations = "int8"  # f16, int8 or int4
 # gradients = "int8"
 """,

@@ -43,9 +43,12 @@ PARTS: dict[str, StepPart] = {
     "backward": StepPart("compute", "site: backward and optimiser"),
     "batch": StepPart("wait", "site: for work to be announced"),
     # At both.
-    "encode": StepPart("encode", "tensors to what travels: precision, masks of a secure sum"),
+    "encode": StepPart(
+        "encode", "tensors converted for the wire: precision or coding, masks of a secure sum"
+    ),
     "decode": StepPart(
-        "encode", "what arrived to tensors: precision, rows put together, a secure sum unmasked"
+        "encode",
+        "what arrived, converted to tensors: precision or coding, rows put together, a secure sum unmasked",
     ),
     "checkpoint": StepPart("save", "written to disk, at the coordinator until all sites have done so"),
 }

@@ -80,11 +80,13 @@ def read_all(paths: Iterable[Path]) -> list[PartySteps]:
     by_party: dict[str, PartySteps] = {}
     for one in found:
         if (other := by_party.setdefault(one.party, one)) is not one:
-            raise ConfigError(f"{other.path} and {one.path} are both of {one.party}: name one of them")
+            raise ConfigError(
+                f"{other.path} and {one.path} were both written by {one.party}: name only one of them"
+            )
         if one.began > found[0].ended or one.ended < found[0].began:
             raise ConfigError(
-                f"{found[0].path} and {one.path} are not of the same time: name folders of one run, and set "
-                "the clocks of the machines"
+                f"{found[0].path} and {one.path} do not overlap in time: they are of different runs, or the "
+                "clocks of the machines differ (NTP)"
             )
     return found
 

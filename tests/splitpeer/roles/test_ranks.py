@@ -121,7 +121,8 @@ def test_ranks_with_other_settings_are_refused(scene) -> None:
     assert [hub.code(), other.code()] == [4, 4]
     for one in (hub, other):
         assert one.last == (
-            "splitpeer: other ranks have other settings: all need the same files and the same version"
+            "splitpeer: the ranks differ in job.toml, in [data] convention of peer.toml or in version: copy both files "
+            "to every machine and install the same version"
         )
     scene.job(**JOB | {"training": JOB["training"] | {"batch": 1}})
     few = scene.start("hub", environ={**first, "RANK": "1"})
@@ -135,4 +136,4 @@ def test_a_site_is_no_rank(scene) -> None:
         "site-t2", environ={"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     )
     assert site.code() == 4
-    assert "several ranks are for the coordinator" in site.last
+    assert "only a coordinator runs on several ranks" in site.last

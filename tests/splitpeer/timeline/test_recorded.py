@@ -102,7 +102,7 @@ def test_files_of_different_runs(tmp_path: Path) -> None:
     hub = write(tmp_path / "a" / "metrics.jsonl", row(1), row(2))
     same = write(tmp_path / "b" / "metrics.jsonl", row(1))
     later = write(tmp_path / "c" / "metrics.jsonl", row(1, "site", at=AT + 60))
-    for others, said in (([same], "are both of hub"), ([later], "are not of the same time")):
+    for others, said in (([same], "were both written by hub"), ([later], "do not overlap in time")):
         with pytest.raises(ConfigError, match=said):
             read_all([hub, *others])
 

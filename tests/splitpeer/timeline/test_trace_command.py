@@ -65,7 +65,7 @@ def test_json(folders: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> N
         (("hub", "--steps", "few"), "give two numbers"),
         (("hub", "--steps", "90"), "no step from 90 to 90: it holds 1 to 8"),
         (("nowhere",), "no metrics.jsonl there"),
-        (("hub", "hub"), "are both of hub"),
+        (("hub", "hub"), "were both written by hub"),
         (("hub", "--picture", "p.gif"), "a picture is a .png or a .svg"),
         (("hub", "-o", "gone/t.json"), "gone/t.json: cannot be written"),
         ((), "Missing argument 'RUN_FOLDER...'"),
