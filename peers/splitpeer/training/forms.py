@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class WireForm:
 
 
 def activations_form(job: Job) -> WireForm:
-    """Of what sites send, in every mode. Raises ValueError: the job's network is impossible."""
+    """Of what sites send, in every mode. Its shapes raise ValueError where the job's network is impossible."""
     return _form(job, job.activations)
 
 
@@ -118,5 +119,24 @@ def in_words(job: Job) -> str:
 
 
 def _form(job: Job, coding: str | None) -> WireForm:
-    shapes = {name: shape[1:] for name, shape in cut_of(job).shapes(1, job.window).items()}
-    return WireForm(coding or job.precision, shapes)
+    return WireForm(coding or job.precision, _CutShapes(job))
+
+
+class _CutShapes(Mapping[str, tuple[int, ...]]):
+    """By level, of one sample; worked out when one is asked for."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @cached_property
+    def _all(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape[1:] for name, shape in cut_of(self._job).shapes(1, self._job.window).items()}
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)

@@ -122,7 +122,8 @@ def test_a_run_goes_on_without_a_site_and_takes_it_back(scene, mode: str) -> Non
     without = [line["step"] for line in steps if line.get("without")]
     # One stretch, and all at the end are complete.
     assert without == list(range(without[0], without[-1] + 1))
-    assert gone <= without[0] + 1
+    # It was killed after step 25, and the step after its absence was noted was made without it.
+    assert 25 < without[0] <= gone + 1
     assert without[-1] < 400
     assert {tuple(line["without"]) for line in steps if line.get("without")} == {("t1",)}
     result = json.loads((scene.output / "result.json").read_text())

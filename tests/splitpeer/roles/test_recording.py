@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitpeer.captures import parts
+from splitpeer.captures import appended
 from splitpeer.captures.reader import open_capture
 from splitpeer.cli import main
 from splitpeer.daemon import trail
@@ -181,15 +181,19 @@ def test_serve_says_it_in_one_line(scene, capsys, monkeypatch, arguments, words)
 
 async def test_a_disk_that_fills_ends_the_capture_and_not_the_training(scene, caplog, monkeypatch) -> None:
     scene.cast("flair", "t1", training=SHORT)
-    write, room = parts._write_out, [30]
+    room = [30]
 
-    def full(*arguments: Any) -> int:
-        room[0] -= 1
-        if room[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(*arguments)
+    def full(write: Any) -> Any:
+        def call(*arguments: Any) -> int:
+            room[0] -= 1
+            if room[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(write(*arguments))
 
-    monkeypatch.setattr(parts, "_write_out", full)
+        return call
+
+    for name in ("_write_directly", "_write_cached"):
+        monkeypatch.setattr(appended.AppendedFile, name, full(getattr(appended.AppendedFile, name)))
     with caplog.at_level(logging.INFO, "splitpeer"):
         ran = await scene.together(curious=("hub",))
     assert ran.result.complete, ran

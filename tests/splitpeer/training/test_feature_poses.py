@@ -88,8 +88,10 @@ def test_a_pose_is_that_of_the_seed_and_turns_nothing_that_would_change_its_shap
     empty: Any = SimpleNamespace(contents=SimpleNamespace(releases=()))
     cut = backbone("basic-unet", 2).cut
     levels = tuple(Level(f"x{n}", one.channels, tuple(one.stride)) for n, one in enumerate(cut.levels))
-    square = SimpleNamespace(cut=levels, fusion=None)
-    flat = SimpleNamespace(cut=(levels[0], replace(levels[1], stride=(2, 1))), fusion=None)
+    square = SimpleNamespace(cut=levels, fusion=None, activations=None, precision="f32")
+    flat = SimpleNamespace(
+        cut=(levels[0], replace(levels[1], stride=(2, 1))), fusion=None, activations=None, precision="f32"
+    )
     seeds = range(12)
     poses = [Features(square, empty, empty, 1).pose(seed, 2) for seed in seeds]  # type: ignore[arg-type]
     assert poses == [derive(seed, 2, None) for seed in seeds]
