@@ -111,11 +111,7 @@ def fill(folder: Path, patients: int, batch: int) -> tuple[Federation, Path]:
     federation = Federation(folder, FrozenJob(patients=patients, validation=1, steps=1, batch=batch))
     federation.render(lambda done, total: None)
     federation.set_up()
-    federation.start()
-    try:
-        federation.wait()
-    finally:
-        federation.stop()
+    federation.run()
     (bank,) = (federation.hub / "state").glob("*/bank")
     return federation, bank.resolve()
 

@@ -68,11 +68,7 @@ def trained(job: NetworkJob, folder: Path, patients: Path) -> dict[str, Any]:
     federation.data.symlink_to(patients)
     federation.set_up()
     began = time.perf_counter()
-    federation.start()
-    try:
-        federation.wait()
-    finally:
-        federation.stop()
+    federation.run()
     seconds = time.perf_counter() - began
     result = json.loads((federation.results / "result.json").read_text())
     return {

@@ -1,7 +1,7 @@
 """Runs every benchmark of speed with its defaults, and writes benchmarks/RESULTS.md from their figures.
 
     pip install -c constraints.txt -e . -r benchmarks/peers.txt
-    python benchmarks/run_all.py                      # 40 minutes on two cores; nothing else should run
+    python benchmarks/run_all.py                      # an hour on two cores; nothing else should run
     python benchmarks/run_all.py --only throughput    # repeat one; the others' figures stay
     python benchmarks/run_all.py --only               # only write the page again
 
@@ -77,7 +77,13 @@ def run(name: str) -> bool:
     # A program that trains prints its daemons' output before its figures.
     found = json.loads(made.stdout[made.stdout.index("\n{") + 1 if not made.stdout.startswith("{") else 0 :])
     KEPT.mkdir(parents=True, exist_ok=True)
-    kept = {"day": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "load_before": load, "found": found}
+    kept = {
+        "day": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine(),
+        "load_before": load,
+        "arguments": PROGRAMS[name],
+        "found": found,
+    }
     (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     return True
 
@@ -103,7 +109,8 @@ def page() -> str:
             "",
             *program.ABOUT,
             "",
-            f"{kept['day']}; {kept['machine']}; load before the start {kept['load_before']:.1f}.",
+            f"{kept['day']}; {kept['machine']}; load before the start {kept['load_before']:.1f}; "
+            f"`{' '.join((f'{name}.py', *kept['arguments']))}`.",
             "",
         ]
         lines += [

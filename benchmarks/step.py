@@ -56,11 +56,7 @@ def federated(job: DemoJob, folder: Path) -> dict[str, list[float]]:
     federation = Federation(folder, job)
     federation.render(lambda done, total: None)
     federation.set_up()
-    federation.start()
-    try:
-        federation.wait()
-    finally:
-        federation.stop()
+    federation.run()
     lines = (federation.results / "metrics.jsonl").read_text().splitlines()
     steps = [line for line in map(json.loads, lines) if "loss" in line][WARM_UP:]
     return {key: [step[key] for step in steps] for key in ("seconds", "waited", "computed")}

@@ -25,12 +25,14 @@ NUMERICS = [
             "data",
             "audit",
             "pretraining",
+            "ranks",
         )
     ),
     *(
         f"tests/splitpeer/roles/test_{part}.py"
         for part in (
             "exactness",
+            "codings",
             "averaging",
             "seats",
             "frozen",

@@ -223,6 +223,14 @@ class Federation:
         finally:
             self.stop()
 
+    def run(self) -> None:
+        """Start all five, wait for the job's end, and stop who is left. Raises JobFailed, see `wait`."""
+        self.start()
+        try:
+            self.wait()
+        finally:
+            self.stop()
+
     def stop(self) -> None:
         """End what is still running: first with SIGTERM, then by force. Only processes started here."""
         self._supervisor.stop()

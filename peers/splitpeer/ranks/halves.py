@@ -80,7 +80,7 @@ class _RankedHalf(CoordinatorHalf):
 
 
 class LeadingHalf(_RankedHalf):
-    """Rank 0's: a `CoordinatorHalf` to whoever uses it. All calls are made in one thread."""
+    """Rank 0's: a `CoordinatorHalf` to its callers. All calls are made in one thread."""
 
     _own: Tensor | None = None
     """The logits of its own rows, with their graph; `_logits` are those of the batch."""
