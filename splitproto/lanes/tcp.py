@@ -102,6 +102,9 @@ class Port:
     def spoke(self, number: int, octets: int) -> TcpVisitor | None:
         """It sent a message of `octets`; whose it is, if that is known."""
         visitor = self._all.get(number)
+        if visitor is not None and visitor.refused and not self._holds(visitor):
+            # It is gone, and its number another connection's, of which the monitor has not told yet.
+            return None
         if visitor is not None:
             # ZMTP 3.1: one byte of flags and a length of one byte or eight.
             visitor.read += octets + (2 if octets < 256 else 9)
@@ -134,6 +137,13 @@ class Port:
         return int(received) - int.from_bytes(waiting, sys.byteorder) - visitor.read
 
     # --- inside -----------------------------------------------------------------------------------------
+
+    def _holds(self, visitor: TcpVisitor) -> bool:
+        """Whether the visitor's descriptor is its own still."""
+        try:
+            return os.fstat(visitor.number).st_ino == visitor.inode
+        except OSError:
+            return True  # closed, and nobody else's
 
     @contextmanager
     def _duplicate(self, number: int) -> Iterator[socket.socket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -491,3 +492,31 @@ def test_a_port_that_finds_one_descriptor_alone_keeps_none(monkeypatch: pytest.M
         tcp.Port(7443)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(opened[0])
+
+
+def test_what_comes_by_a_descriptor_that_was_taken_over_is_not_its_former_visitors() -> None:
+    """A stranger is gone, and a site has its number: its first message may be read before the monitor's report."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ports = tcp.Port(server.getsockname()[1])
+        try:
+            with (
+                socket.create_connection(server.getsockname()),
+                socket.create_connection(server.getsockname()),
+            ):
+                stranger, _ = server.accept()
+                number = stranger.fileno()
+                former = ports.came(number, 0.0)
+                former.refused = True
+                assert ports.spoke(number, 1) is former
+                site, _ = server.accept()
+                stranger.close()
+                os.dup2(site.fileno(), number)
+                try:
+                    assert ports.spoke(number, 1) is None
+                    came = ports.came(number, 0.0)
+                    assert ports.spoke(number, 1) is came is not former
+                finally:
+                    os.close(number)
+                    site.close()
+        finally:
+            ports.close()
