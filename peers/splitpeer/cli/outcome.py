@@ -8,10 +8,12 @@ standard error; a traceback only with ``--debug``.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from splitpeer.cli.early import INTERRUPTED
 from splitpeer.errors import PeerError
@@ -60,7 +62,17 @@ def run(arguments: Sequence[str]) -> None:
             _say(str(found))
         if debug:
             traceback.print_exception(error)
-        sys.exit(code)
+        leave(found, code)
+
+
+def leave(error: BaseException, code: int) -> NoReturn:
+    """End the process with this exit code, also where a thread hangs that would not let it."""
+    if getattr(error, "hangs", False):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def exit_code(error: BaseException) -> int:

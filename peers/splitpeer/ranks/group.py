@@ -34,6 +34,9 @@ Made = TypeVar("Made")
 class RankLost(DeadlinePassed):
     """Another rank ended, or does not answer: nothing can be computed any more."""
 
+    hangs = False
+    """A thread still waits in torch: the interpreter's own end would abort the process (`splitpeer.cli.outcome`)."""
+
 
 class Ranks:
     """All ranks, once they have met.
@@ -209,7 +212,9 @@ def within(seconds: float, function: Callable[[], Made], what: str) -> Made:
     if raised and not isinstance(raised[0], RuntimeError):
         raise raised[0]
     cause = f" ({printable(str(raised[0]).partition('. ')[0])[:200]})" if raised else ""
-    raise RankLost(f"waited {seconds:g} s at most for {what}{cause}") from (raised[0] if raised else None)
+    lost = RankLost(f"waited {seconds:g} s at most for {what}{cause}")
+    lost.hangs = thread.is_alive()
+    raise lost from (raised[0] if raised else None)
 
 
 def device_of(rank: Rank, name: str) -> str:
