@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from peer_processes import free_port
 from rich.console import Console
 from rich.table import Table
 from rows import Found, Line, ratios, spread
@@ -126,7 +127,8 @@ def main() -> None:
     if given.as_rank:
         as_rank(given.rounds, given.steps)
         return
-    start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS))
+    meet = ("--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+    start = ("-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), *meet)
     own = (__file__, "--as-rank", "--rounds", str(given.rounds), "--steps", str(given.steps))
     done = subprocess.run((sys.executable, *start, *own), stdout=subprocess.PIPE, text=True, check=True)
     if given.json:

@@ -162,7 +162,11 @@ class Ranks:
     def _meet(self) -> None:
         limit = timedelta(seconds=JOIN_S)
         backend = "cpu:gloo,cuda:nccl" if self._cuda else "gloo"
-        dist.init_process_group(backend, timeout=limit, rank=self.rank.number, world_size=self.rank.world)
+        number, world = self.rank.number, self.rank.world
+        store, *_ = next(dist.rendezvous("env://", number, world, timeout=limit))
+        # torchrun's store outlives ranks: those that it starts again must not find the addresses of the former ones.
+        own = dist.PrefixStore(f"attempt {self.rank.attempt}", store)
+        dist.init_process_group(backend, store=own, timeout=limit, rank=number, world_size=world)
         self.summing = dist.new_group(backend=backend, timeout=timedelta(seconds=self.wait_s))
 
     def _agree(self, terms: str) -> None:

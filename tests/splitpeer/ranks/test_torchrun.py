@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore
 
 from splitpeer.errors import ConfigError
 from splitpeer.ranks import group
@@ -30,6 +32,7 @@ def test_a_rank_is_what_torchrun_says() -> None:
     assert here == Rank(1, 2, 1, 2, "hub.example:29500")
     assert not here.leads
     assert own_rank(TWO | {"RANK": "0"}).leads
+    assert own_rank(TWO | {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "2"}).attempt == 2
 
 
 @pytest.mark.parametrize(
@@ -53,14 +56,48 @@ def test_what_is_wrong_is_one_line_with_the_fix(changed: dict[str, str], said: s
     assert "torchrun --nproc-per-node" in str(raised.value)
 
 
+@pytest.mark.parametrize("world", ["1", "2"])
+def test_a_rendezvous_that_unpickles_what_strangers_send_is_refused(world: str) -> None:
+    """`torchrun --standalone`, or without --master-port: who writes to torchrun's store has his code run by it."""
+    drawn = {"WORLD_SIZE": world, "RANK": "0", "TORCHELASTIC_RUN_ID": "1fae1016-b31b-46ff-90bc-da4a3b74d468"}
+    with pytest.raises(ConfigError, match=r"--master-addr 127\.0\.0\.1 --master-port 29500 instead"):
+        own_rank(TWO | drawn)
+
+
+def test_ranks_that_torchrun_starts_again_find_no_addresses_of_the_former_ones() -> None:
+    """Its store outlives them: who connects to an address of before waits for nobody."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=100))
+    script = (
+        "from splitpeer.ranks import group; from splitpeer.ranks.torchrun import own_rank\n"
+        "with group.Ranks(own_rank(), 60.0).met('x') as ranks: pass"
+    )
+    told = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "3",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    told |= {**TWO, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **told, "RANK": n}) for n in "01"
+    ]
+    try:
+        assert [rank.wait(100) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert {key.partition("/")[0] for key in store.list_keys()} == {"attempt 3"}
+
+
 def test_ranks_of_one_machine_listen_on_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GLOO_SOCKET_IFNAME", "TORCH_CPP_LOG_LEVEL"):
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in (*names, "TORCH_CPP_LOG_LEVEL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     Rank(0, 2, 0, 1, "a:1").quieten()
-    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert not os.environ.keys() & set(names)
     Rank(0, 2, 0, 2, "a:1").quieten()
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert [os.environ[name] for name in names] == ["lo", "lo"]
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

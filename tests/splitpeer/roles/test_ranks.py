@@ -43,7 +43,8 @@ def test_torchrun_starts_two_ranks_that_train_as_one_does(scene) -> None:
     """The batch of three is one sample and two. Evaluation, checkpoints and results are those of any run."""
     scene.cast("t1ce", "t2", **JOB)
     log = scene.folder / "hub.log"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "splitpeer.cli"]
+    meet = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *meet, "-m", "splitpeer.cli"]
     with log.open("wb") as written:
         process = subprocess.Popen(
             [sys.executable, *command, "serve", "--role", "coordinator", "--job", "job.toml"],
