@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ DEPTH = 2
 """Folders below a given one in which the file is looked for: `[output] folder` or a run in `[peer] state`."""
 MOST_OCTETS = 1 << 30
 """Bytes of one file."""
+MOST_S = 1e10
+"""Seconds: three centuries, so that each moment has a date."""
 Item = TypeVar("Item")
 
 
@@ -124,7 +125,7 @@ def read(path: Path) -> PartySteps:
                     continue
                 party = str(row["timing"]["party"])
                 steps.append(_step(row))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 raise DataError(
                     f"{file}, line {number}: not a row of splitpeer: remove the line, or name another file"
                 ) from None
@@ -136,7 +137,7 @@ def read(path: Path) -> PartySteps:
 
 
 def _step(row: Mapping[str, Any]) -> TimedStep:
-    """Raises ValueError, TypeError, KeyError or AttributeError."""
+    """Raises ValueError, TypeError, KeyError, AttributeError or OverflowError."""
     timing = row["timing"]
     at, seconds = _number(timing["at"]), _number(row["seconds"])
     spans = [
@@ -150,7 +151,7 @@ def _step(row: Mapping[str, Any]) -> TimedStep:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+    if isinstance(value, bool) or not abs(number := float(value)) < MOST_S:
         raise ValueError("not a number")
     return number
 

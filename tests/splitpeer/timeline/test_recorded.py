@@ -79,6 +79,9 @@ def test_the_newest_run_of_a_folder(tmp_path: Path) -> None:
         lambda one: one["timing"].update(link=None),
         lambda one: one.update(timing=None),
         lambda one: one.pop("seconds"),
+        lambda one: one.update(seconds=10**400),
+        lambda one: one.update(step=float("inf")),
+        lambda one: one["timing"].update(at=1e30),
     ],
 )
 def test_a_row_that_is_not_one(tmp_path: Path, spoil: Any) -> None:
