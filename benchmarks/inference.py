@@ -38,6 +38,7 @@ from splitpeer.models import build_split_network, unet_backbone
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitproto import pki
+from splitproto.allocator import keep_freed_memory
 from splitproto.tensors import body_bytes
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -328,6 +329,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     found: dict[str, Figures] = {}
     for name in asked.case or list(CASES):
         with tempfile.TemporaryDirectory() as folder:

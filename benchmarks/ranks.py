@@ -28,6 +28,7 @@ from splitpeer.ranks.halves import FollowingHalf, LeadingHalf
 from splitpeer.ranks.torchrun import own_rank
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
+from splitproto.allocator import keep_freed_memory
 
 WARM_UP = 3
 WAIT_S = 300.0
@@ -83,6 +84,7 @@ def lead(ranks: Ranks, rounds: int, steps: int, widths: tuple[int, ...]) -> Foun
 
 
 def as_rank(rounds: int, steps: int) -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     widths = tuple(DemoJob().toml()["model"]["features"])
     rank = own_rank()

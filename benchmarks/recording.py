@@ -27,6 +27,7 @@ from splitpeer.daemon.console import LogView
 from splitpeer.demo.federation import DemoJob, Federation
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
+from splitproto.allocator import keep_freed_memory
 
 SKIPPED = 2
 """Steps at the beginning of a block that are not counted."""
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     logs.setup("text", "error")
+    keep_freed_memory()
     job = DemoJob(patients=given.patients, validation=1, steps=given.steps, batch=given.batch)
     with tempfile.TemporaryDirectory() as folder:
         capture = (given.capture or Path(folder)) / "coordinator.cap"

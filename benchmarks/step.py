@@ -26,6 +26,7 @@ from splitpeer.demo.federation import SITES, DemoJob, Federation
 from splitpeer.models import OUT_CHANNELS, build_split_network, unet_backbone
 from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import make_optimiser
+from splitproto.allocator import keep_freed_memory
 
 WARM_UP = 5
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    keep_freed_memory()
     job = DemoJob(patients=given.patients, validation=1, steps=given.steps, batch=given.batch)
     found: dict[str, list[float]] = {}
     for threads in (1, 2):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """malloc.h"""
 LARGEST_KEPT = 32 << 20
 """Bytes of the largest block that is taken from the heap and stays there when freed: glibc's own upper limit."""
+FREE_KEPT = 256 << 20
+"""Bytes of free memory at the end of the heap that stay: as much as a small training step takes and frees again."""
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed blocks of up to 32 MiB, and up to 64 MiB of free memory at the end of the heap.
+    """Keep freed blocks of up to 32 MiB, and up to 256 MiB of free memory at the end of the heap.
 
     By default glibc returns such memory to the system, and the kernel clears each page when it is taken again, which
-    costs a link a third of its CPU time. glibc raises its limits to these by itself as large blocks are freed
-    (mallopt(3)); this call sets them from the start. Call it when the process starts, before there are other threads:
-    it holds for the whole process.
+    costs a link a third of its CPU time and a training step up to a fifth. glibc raises its limits to some of this by
+    itself as large blocks are freed (mallopt(3)); this call sets them from the start, and has all threads share one
+    heap: those of other threads are returned as soon as they are empty, whatever the limits. Call it when the process
+    starts, before there are other threads: it holds for the whole process.
 
     Returns:
         Whether the limits are set; False without glibc.
@@ -25,4 +28,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT))
+    limits = {M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: FREE_KEPT, M_ARENA_MAX: 1}
+    return all(mallopt(limit, value) for limit, value in limits.items())
