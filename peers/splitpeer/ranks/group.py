@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from splitpeer.errors import ConfigError, DeadlinePassed
 from splitpeer.ranks.torchrun import Rank
@@ -163,9 +165,9 @@ class Ranks:
         limit = timedelta(seconds=JOIN_S)
         backend = "cpu:gloo,cuda:nccl" if self._cuda else "gloo"
         number, world = self.rank.number, self.rank.world
-        store, *_ = next(dist.rendezvous("env://", number, world, timeout=limit))
+        store, *_ = next(rendezvous("env://", number, world, timeout=limit))
         # torchrun's store outlives ranks: those that it starts again must not find the addresses of the former ones.
-        own = dist.PrefixStore(f"attempt {self.rank.attempt}", store)
+        own = PrefixStore(f"attempt {self.rank.attempt}", store)
         dist.init_process_group(backend, store=own, timeout=limit, rank=number, world_size=world)
         self.summing = dist.new_group(backend=backend, timeout=timedelta(seconds=self.wait_s))
 

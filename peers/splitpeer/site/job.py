@@ -19,7 +19,7 @@ from splitpeer.data.files import Found
 from splitpeer.data.layouts import subject
 from splitpeer.data.pseudonym import pseudonym
 from splitpeer.defences.randomness import Release
-from splitpeer.errors import DataError, PatientUnusable
+from splitpeer.errors import DataError, JobFailed, PatientUnusable
 from splitpeer.federation.files import counted, look, note
 from splitpeer.federation.seats import joined
 from splitpeer.federation.terms import Room, window_of
@@ -46,7 +46,14 @@ from splitpeer.timeline.spans import UNRECORDED, Spans
 from splitpeer.training.forms import activations_form, gradients_form
 from splitproto import holder
 from splitproto.causes import CONSENT, MISSING, OF_A_PATIENT, SHOWN
-from splitproto.errors import PolicyRefused, SchemaMismatch, SiteFailed, StepMismatch, UnexpectedMessage
+from splitproto.errors import (
+    PolicyRefused,
+    SchemaMismatch,
+    SiteFailed,
+    StepMismatch,
+    TensorError,
+    UnexpectedMessage,
+)
 from splitproto.messages import (
     Activations,
     Average,
@@ -530,14 +537,21 @@ class SiteJob:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What an encoder's levels, by seat, become on the wire; and what of it stays the same when it is asked again,
         which masks of another epoch are not (SP-11.17-5). Raises what `Summing.check_range` and `Summing.answer`
-        raise."""
+        raise, and JobFailed: values to be coded are no numbers."""
         if self.summing is not None:
             if forward.mode == "release" and not self.released.windows:
                 # SP-11.18-3: before anything is noted, as a patient may be shown in few runs.
                 self.summing.check_range(computed)
             words = self.summing.rounded(forward, computed)
             return self.summing.answer(forward, words), words
-        arrays = activations_form(self.job).to_wire(joined(computed, self.seats))
+        try:
+            arrays = activations_form(self.job).to_wire(joined(computed, self.seats))
+        except TensorError:
+            # SP-11.21-2: no coding has a form for it; uncoded, the coordinator would find it.
+            raise JobFailed(
+                f"the activations of step {forward.step} are not finite numbers: check this site's images, or have "
+                "the learning rate lowered"
+            ) from None
         return arrays, arrays
 
     def _remember(self) -> None:

@@ -17,6 +17,7 @@ from splitpeer.cli import main
 from splitpeer.coordinator import remote_site
 from splitpeer.errors import JobFailed
 from splitpeer.site import client
+from splitpeer.site.encoders import Encoders
 from splitpeer.training import forms
 from splitpeer.training.forms import activations_form
 from splitproto import codings
@@ -195,3 +196,23 @@ async def test_a_site_refuses_gradients_that_are_no_coding(
     assert f"{expected.name}" in str(ran.error) or isinstance(ran.clients["site-t1"], expected), ran  # type: ignore[attr-defined]
     (folder,) = (scene.folder / "site-t1" / "state").glob("try-*")
     assert not list(folder.glob("step-00000001*"))
+
+
+async def test_a_site_whose_activations_are_no_numbers_says_so(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.21-2: they are not sent; as one line about images, and no error of the wire."""
+    scene.cast("t1", training={"steps": 1}, wire={"activations": "int8"})
+    right = Encoders.forward
+
+    def spoilt(self: Encoders, *given: Any) -> Any:
+        return {
+            seat: {name: array * np.float32(np.nan) for name, array in levels.items()}
+            for seat, levels in right(self, *given).items()
+        }
+
+    monkeypatch.setattr(Encoders, "forward", spoilt)
+    ran = await scene.together()
+    for error in (ran.error, ran.clients["site-t1"]):
+        assert isinstance(error, JobFailed), ran
+        assert "the activations of step 1 are not finite numbers: check this site's images" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 
 from splitpeer.cli import main
 from splitpeer.coordinator.frozen import inference
+from splitpeer.coordinator.frozen.inference import BankSegmenter
 from splitpeer.daemon.trail import NAME, entries
+from splitpeer.errors import DataError
 from splitpeer.logs import handle
 
 from .scene import PATIENTS, Scene
@@ -259,3 +262,35 @@ async def test_what_a_cancelled_request_had_collected_goes(frozen, monkeypatch) 
         assert cleared(frozen) == [(handle(frozen.key(NORA)), "the request was cancelled")]
         assert kept(frozen, OTTO) and not kept(frozen, NORA)
         assert (await segmented(frozen, "t1ce", NORA)).provenance.missing == ()
+
+
+async def test_a_site_that_releases_no_numbers_takes_no_part(frozen, monkeypatch) -> None:
+    """It cannot keep the others from their segmentation, and nothing of it is kept."""
+    right = inference.infer
+
+    async def spoilt(site: Any, *more: Any) -> Any:
+        answer = await right(site, *more)
+        if site.name != "site-t2":
+            return answer
+        tensors = {name: np.full_like(array, np.nan) for name, array in answer.tensors.items()}
+        return dataclasses.replace(answer, tensors=tensors)
+
+    monkeypatch.setattr(inference, "infer", spoilt)
+    comes(frozen, NORA, 77)
+    async with serving(frozen):
+        result = await segmented(frozen, "t1ce", NORA)
+    assert result.provenance.missing == ("t2",), result.provenance
+    assert kept(frozen, NORA) and all(path.parent.name == "site-t1ce" for path in kept(frozen, NORA))
+
+
+async def test_why_a_segmentation_failed_is_in_the_coordinators_log_alone(
+    frozen, monkeypatch, caplog
+) -> None:
+    def broken(self: BankSegmenter, *given: Any) -> Any:
+        raise DataError("/secret/place: torn")
+
+    monkeypatch.setattr(BankSegmenter, "_decoded", broken)
+    async with serving(frozen):
+        status = await refused(frozen, "t1ce", PATIENTS[0])
+    assert "see its log" in status.reason and "secret" not in status.reason
+    assert "a segmentation for site-t1ce failed: /secret/place: torn" in caplog.text

@@ -26,7 +26,7 @@ from splitpeer.coordinator.inference.locating import (
     unfilled,
 )
 from splitpeer.coordinator.inference.requests import InferenceRequest
-from splitpeer.coordinator.inference.segmenting import PatientSegmenter, Prepared, told_lost
+from splitpeer.coordinator.inference.segmenting import NOT_FINITE, PatientSegmenter, Prepared, told_lost
 from splitpeer.coordinator.inference.site import infer
 from splitpeer.coordinator.remote_site import RemoteSite, Sent
 from splitpeer.coordinator.run import Run, finite
@@ -34,7 +34,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Geometry, differences
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
-from splitpeer.errors import DataError
+from splitpeer.errors import DataError, JobFailed
 from splitpeer.federation.inference import questions
 from splitpeer.federation.seating import Parts, Seating
 from splitpeer.federation.seats import by_seat
@@ -272,7 +272,7 @@ class BankSegmenter(PatientSegmenter):
         lost: dict[str, str],
     ) -> None:
         """SP-11.17-5: only what is missing, under the numbers that were chosen before."""
-        run = self._run
+        run, together = self._run, self._run.job.fusion is not None
         missing = await run.on_disk(bank.missing, what="what was released of a patient")
         if not missing:
             return
@@ -288,21 +288,27 @@ class BankSegmenter(PatientSegmenter):
             if len(arrived) < len(asked):
                 told_lost(answers, lost)
                 raise Again
-            if run.job.fusion is not None:
+            if together:
                 arrays, _ = await run.computed(run.at_places, arrived, what="the sum of a release")
                 tensors: Mapping[str, Array] = arrays[THE_SUM]
             else:
                 (only,) = arrived.values()
                 tensors = only.tensors
             kept = {name: tensors[name] for name in entry.shapes}
-            await run.on_disk(self._put, bank, entry, kept, what="a release")
+            if not await run.on_disk(self._put, bank, entry, kept, what="a release"):
+                if together:
+                    raise JobFailed("a sum of what sites released is not finite numbers")
+                lost[asked[0].name] = NOT_FINITE
+                raise Again
             request.windows += len(entry.origins)
 
-    def _put(self, bank: Bank, entry: BankEntry, tensors: Mapping[str, Array]) -> None:
-        for array in activations_form(self._run.job).from_wire(tensors).values():
-            if not np.isfinite(array).all():
-                raise DataError("a site released activations that are not finite numbers")
+    def _put(self, bank: Bank, entry: BankEntry, tensors: Mapping[str, Array]) -> bool:
+        """Whether they are numbers; what are none is not kept."""
+        read = activations_form(self._run.job).from_wire(tensors)
+        if not all(np.isfinite(array).all() for array in read.values()):
+            return False
         bank.put(entry, tensors)
+        return True
 
     # --- files -----------------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """How often a request is begun again because a site that took part does not any more."""
+NOT_FINITE = "what it sent are not finite numbers"
+"""Why a site takes no part in a request any more."""
 SETTLE_S = 10.0
 """What was announced to a site when a request ends is waited for so long; then its link ends, and it owes nothing."""
 
@@ -161,6 +163,8 @@ class PatientSegmenter:
         except NoSegmentation as ended:
             code, reason = ended.code, ended.reason
         except (PeerError, SplitprotoError) as error:
+            # What others are told names no file, so this log has the rest.
+            log.warning("a segmentation for %s failed: %s", request.site, printable(str(error)))
             code, reason = "failed", f"the coordinator failed: {told_of(error)}; see its log"
         return Unsegmented(request.asked.request, code, printable(reason)[:500])
 
@@ -318,7 +322,7 @@ class PatientSegmenter:
             culprit = await run.computed(run.culprit, arrived, what="the activations to be checked")
             if culprit is None or run.job.fusion is not None:
                 raise
-            lost[culprit[0].name] = "what it sent are not finite numbers"
+            lost[culprit[0].name] = NOT_FINITE
             raise Again from None
         return found
 
