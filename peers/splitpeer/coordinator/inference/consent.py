@@ -28,6 +28,7 @@ class LateConsent:
         self._strangers: set[str] = set()
         """Sites that have named patients of other sites."""
         self._heeded: dict[str, frozenset[bytes]] = {}
+        self._reported: dict[str, frozenset[bytes]] = {}
 
     def note(self, site: str, key: bytes) -> None:
         """A site was asked about a patient, and says so."""
@@ -39,7 +40,7 @@ class LateConsent:
             self._located.setdefault(site, set()).add(key)
 
     def news(self, dropped: frozenset[bytes]) -> Mapping[str, frozenset[bytes]]:
-        """By site (empty: nobody's word), who has withdrawn since this was asked last.
+        """By site (empty: nobody's word), who has withdrawn and is not `done` with.
 
         Args:
             dropped: patients whom people have dropped here.
@@ -49,8 +50,12 @@ class LateConsent:
             listed = {key for key, cause in site.unusable.items() if cause == CONSENT}
             gone[site.name] = self._own(site, listed | self._said.get(site.name, set()))
         new = {site: keys - self._heeded.get(site, frozenset()) for site, keys in gone.items()}
-        self._heeded = gone
+        self._reported = gone
         return {site: keys for site, keys in new.items() if keys}
+
+    def done(self) -> None:
+        """Nothing is kept any more of those whom `news` named last."""
+        self._heeded = self._reported
 
     async def heed(self, news: Mapping[str, frozenset[bytes]]) -> None:
         """Patients of the run among these are out of it, and so are their predictions.

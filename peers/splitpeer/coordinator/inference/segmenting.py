@@ -114,6 +114,8 @@ class PatientSegmenter:
         """
         if news := self._consent.news(self._dropped()):
             await self._forget(news)
+        # Only now: what a full disk kept is to be removed yet.
+        self._consent.done()
 
     def _dropped(self) -> frozenset[bytes]:
         """Patients whom people have dropped from what is kept."""
