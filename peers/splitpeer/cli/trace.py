@@ -15,6 +15,7 @@ import click
 from splitpeer.cli.options import FILE, echo_json, json_option
 from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError
+from splitproto.errors import printable
 
 if TYPE_CHECKING:
     from splitpeer.timeline.summary import PartTimes
@@ -88,7 +89,6 @@ def _print(found: Mapping[str, PartTimes]) -> None:
     from rich.table import Table
 
     from splitpeer.timeline.parts import LINK, PARTS
-    from splitproto.errors import printable
 
     shown = dict(list(found.items())[:MOST_COLUMNS])
     more = f"; {len(found) - len(shown)} more parties: --json" if len(found) > len(shown) else ""
@@ -108,6 +108,9 @@ def _print(found: Mapping[str, PartTimes]) -> None:
         if any(name in times.link for times in shown.values()):
             cells = [f"{times.link[name]:.2f}" if name in times.link else "" for times in shown.values()]
             table.add_row(f"links: {name}", "within parts", *cells)
+    for part in PARTS:
+        if any(part in times.last for times in shown.values()):
+            table.add_row(f"{part}: last", "wait", *(_last(times, part) for times in shown.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -115,3 +118,9 @@ def _cell(times: PartTimes, part: str) -> str:
     if part not in times.parts:
         return ""
     return f"{times.parts[part]:.1f}" + (f" ({times.single[part]}x)" if part in times.single else "")
+
+
+def _last(times: PartTimes, part: str) -> str:
+    if (one := times.last.get(part)) is None:
+        return ""
+    return f"{printable(one.site)}, {one.steps} of {times.steps}: +{one.behind:.1f}"

@@ -234,8 +234,10 @@ class Trainer:
         ahead = [stream[index] for index in range(step, until)]
         outs = [self._left_out(forward) for forward in ahead]
         return await run.team.ask_all(
-            lambda site: site.compute(
-                self._parts[site], step - 1, step + self._announced_until(site, ahead, outs)
+            lambda site: run.spans.answer(
+                "activations",
+                site.name,
+                site.compute(self._parts[site], step - 1, step + self._announced_until(site, ahead, outs)),
             ),
             [site for site in run.team.present if self._takes_part(site, stream[step - 1], out)],
         )
@@ -247,7 +249,9 @@ class Trainer:
             back = {site: for_site(site.name, site.seats, gradients, run.job) for site in run.team.sites}
         with run.spans.of("apply"):
             await run.team.ask_all(
-                lambda site: site.apply(step, back[site]) if back[site] else site.advance(step)
+                lambda site: run.spans.answer(
+                    "apply", site.name, site.apply(step, back[site]) if back[site] else site.advance(step)
+                )
             )
 
     def _commit(self, step: int) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from splitpeer.timeline.recorded import PartySteps, in_lanes, kind_of, threads_of
+from splitpeer.timeline.recorded import PartySteps, Span, in_lanes, kind_of, threads_of
+from splitpeer.timeline.spans import LOOP
 
 Event = dict[str, Any]
 
@@ -57,6 +58,14 @@ def _party(pid: int, one: PartySteps, began: float) -> Iterator[Event]:
                 ts = us(span.began)
                 yield {"name": span.part, "cat": kind_of(span.part), "ph": "X", "pid": pid, "tid": tid, "ts": ts,
                        "dur": us(span.ended) - ts}  # fmt: skip
+    for site, waits in _waits(one).items():
+        for asked in in_lanes(waits, lambda wait: (wait.began, wait.ended)):
+            tid += 1
+            yield from _thread(pid, tid, f"for {site}")
+            for wait in asked:
+                ts = us(wait.began)
+                yield {"name": wait.part, "cat": "wait", "ph": "X", "pid": pid, "tid": tid, "ts": ts,
+                       "dur": us(wait.ended) - ts}  # fmt: skip
     for step in one.steps:
         if step.link:
             cost = {name: round(1e3 * seconds, 3) for name, seconds in step.link.items()}
@@ -68,6 +77,17 @@ def _party(pid: int, one: PartySteps, began: float) -> Iterator[Event]:
                 "ts": us(step.ended),
                 "args": cost,
             }
+
+
+def _waits(one: PartySteps) -> dict[str, list[Span]]:
+    """By site, from when it was asked until its answer was there."""
+    found: dict[str, list[Span]] = {}
+    for step in one.steps:
+        asked = {span.part: span.began for span in step.spans if span.thread == LOOP}
+        for part, there in step.answers.items():
+            for site, moment in there.items():
+                found.setdefault(site, []).append(Span(site, part, asked.get(part, step.began), moment))
+    return dict(sorted(found.items()))
 
 
 def _thread(pid: int, tid: int, name: str) -> Iterator[Event]:

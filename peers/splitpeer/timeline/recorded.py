@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class TimedStep:
     """Also of what was done between the steps, or ahead of this one."""
     link: Mapping[str, float]
     """Seconds by name in `parts.LINK`."""
+    answers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By part and site, when the answer was there, seconds since 1970."""
 
     @property
     def seconds(self) -> float:
@@ -147,7 +149,11 @@ def _step(row: Mapping[str, Any]) -> TimedStep:
         for began, took in zip(numbers[::2], numbers[1::2], strict=True)
     ]
     link = {str(name): _number(value) for name, value in timing["link"].items()}
-    return TimedStep(int(row["step"]), at, at + max(0.0, seconds), tuple(spans), link)
+    answers = {
+        str(part): {str(site): at + _number(there) for site, there in sites.items()}
+        for part, sites in timing.get("answers", {}).items()
+    }
+    return TimedStep(int(row["step"]), at, at + max(0.0, seconds), tuple(spans), link, answers)
 
 
 def _number(value: Any) -> float:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
@@ -20,6 +20,8 @@ Returned = TypeVar("Returned")
 
 MOST = 512
 """Spans that wait to be taken: of a peer that makes no steps, the newest."""
+ANSWERS = 16
+"""For each of them, answers of sites."""
 SET_S = 0.1
 """A wall clock that is off by more was set, or the machine slept: it is read again. Less would be the reading's own."""
 _READINGS = 3
@@ -43,10 +45,12 @@ class StepTiming:
     """By thread and part, when each span began, in seconds after `at` (before it: negative), and its seconds."""
     link: Mapping[str, float] = field(default_factory=dict)
     """Seconds by name in `parts.LINK`, over all links."""
+    answers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By part in which several sites are asked, and by site, when its answer was there, in seconds after `at`."""
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
-        return vars(self)
+        """As JSON; `answers` only where there are any."""
+        return {name: value for name, value in vars(self).items() if name != "answers" or value}
 
 
 class Spans:
@@ -60,6 +64,7 @@ class Spans:
     def __init__(self, party: str = "", most: int = MOST) -> None:
         self._party = party
         self._ended: deque[tuple[str, str, float, float]] = deque(maxlen=most)
+        self._answered: deque[tuple[str, str, float]] = deque(maxlen=ANSWERS * most)
         self._ahead = -float("inf")  # seconds by which the wall clock is ahead of the monotonic one
 
     @contextmanager
@@ -80,6 +85,12 @@ class Spans:
 
         return call
 
+    async def answer(self, part: str, site: str, question: Awaitable[Returned]) -> Returned:
+        """The answer of one of the sites that are asked in `part`."""
+        answer = await question
+        self._answered.append((part, site, time.monotonic()))
+        return answer
+
     def take(self, began: float, link: Mapping[str, float] | None = None) -> StepTiming:
         """What has ended since it was taken last, of a step that began at `began` (`time.monotonic`)."""
         spans: dict[str, dict[str, list[float]]] = {}
@@ -88,7 +99,12 @@ class Spans:
             thread, part, first, last = self._ended.popleft()
             held = spans.setdefault(thread, {}).setdefault(part, [])
             held += [round(first - began, _DIGITS), round(last - first, _DIGITS)]
-        return StepTiming(self._party, os.getpid(), round(began + self._anchor(), _DIGITS), spans, link or {})
+        answers: dict[str, dict[str, float]] = {}
+        while self._answered:
+            part, site, at = self._answered.popleft()
+            answers.setdefault(part, {})[site] = round(at - began, _DIGITS)
+        at = round(began + self._anchor(), _DIGITS)
+        return StepTiming(self._party, os.getpid(), at, spans, link or {}, answers)
 
     def _anchor(self) -> float:
         """Seconds to add to the monotonic clock: the same as long as nobody sets the wall clock, so that a step cannot

@@ -12,6 +12,18 @@ from splitpeer.timeline.recorded import PartySteps, TimedStep
 
 
 @dataclass(frozen=True)
+class LastSite:
+    """Whom a part of a step waited for."""
+
+    site: str
+    """The one whose answer was the last in most steps."""
+    steps: int
+    """In how many."""
+    behind: float
+    """Of these, median milliseconds since the answer before it."""
+
+
+@dataclass(frozen=True)
 class PartTimes:
     """Of one party; medians, in milliseconds."""
 
@@ -24,6 +36,8 @@ class PartTimes:
     single: Mapping[str, int]
     """How many spans there are of parts that fewer than half of the steps have: between steps, or several ahead."""
     link: Mapping[str, float]
+    last: Mapping[str, LastSite]
+    """By part in which more than one site is asked."""
 
 
 def summarise(one: PartySteps) -> PartTimes:
@@ -47,7 +61,22 @@ def summarise(one: PartySteps) -> PartTimes:
         {part: _median(single.get(part) or map(sum, by_step[part])) for part in ordered},
         {part: len(spans) for part, spans in single.items()},
         {name: _median(step.link.get(name, 0.0) for step in one.steps) for name in links},
+        _last(one.steps),
     )
+
+
+def _last(steps: Iterable[TimedStep]) -> dict[str, LastSite]:
+    behind: dict[str, dict[str, list[float]]] = {}
+    for step in steps:
+        for part, there in step.answers.items():
+            if len(there) > 1:
+                *_, before, last = sorted(there, key=lambda site: there[site])
+                behind.setdefault(part, {}).setdefault(last, []).append(there[last] - there[before])
+    found = {}
+    for part, by_site in behind.items():
+        site = max(by_site, key=lambda site: len(by_site[site]))
+        found[part] = LastSite(site, len(by_site[site]), _median(by_site[site]))
+    return found
 
 
 def covered(step: TimedStep) -> float:

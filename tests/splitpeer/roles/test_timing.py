@@ -87,6 +87,19 @@ def test_each_part_is_in_each_step_and_in_the_table(rows: Mapping[str, Rows]) ->
     assert {"checkpoint", "evaluation"} <= between
 
 
+def test_the_coordinator_tells_when_each_site_answered(rows: Mapping[str, Rows]) -> None:
+    """Within the wait for it."""
+    for party, of_party in rows.items():
+        for row in of_party:
+            answers = row["timing"].get("answers", {})
+            assert answers.keys() == ({"activations", "apply"} if party == HUB else set())
+            waits = {part: (first, last) for _, part, first, last in spans(row)}
+            for part, there in answers.items():
+                assert there.keys() == rows.keys() - {HUB}
+                first, last = waits[part]
+                assert all(first < moment <= last + 2e-6 for moment in there.values())
+
+
 def test_parts_of_a_step_lie_within_it(rows: Mapping[str, Rows]) -> None:
     for party, of_party in rows.items():
         for row in of_party:

@@ -50,6 +50,24 @@ def test_a_step(clocks: Clocks) -> None:
     assert spans.take(102.0).spans == {}
 
 
+async def test_answers_of_sites(clocks: Clocks) -> None:
+    """One that fails is no answer."""
+    spans = Spans("hub")
+
+    async def question(seconds: float, *, fails: bool = False) -> str:
+        clocks.now += seconds
+        if fails:
+            raise ValueError("no")
+        return "yes"
+
+    assert await spans.answer("activations", "near", question(0.25)) == "yes"
+    with pytest.raises(ValueError, match="no"):
+        await spans.answer("activations", "lost", question(1.0, fails=True))
+    await spans.answer("activations", "far", question(0.5))
+    assert spans.take(100.0).answers == {"activations": {"near": 0.25, "far": 1.75}}
+    assert spans.take(100.0).answers == {}
+
+
 def test_a_part_that_fails_has_taken_its_time(clocks: Clocks) -> None:
     spans = Spans()
 

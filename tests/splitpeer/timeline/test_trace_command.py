@@ -14,6 +14,9 @@ from splitpeer.timeline.recorded import read, read_all
 from tests.splitpeer.timeline.test_recorded import AT, row, write
 from tests.splitpeer.timeline.trace_format import check
 
+LANE_OF_FAR = 4
+"""At the coordinator: steps, loop, compute, and then sites by name."""
+
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
@@ -21,6 +24,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     monkeypatch.chdir(tmp_path)
     asked = {"activations": [0.0, 0.2], "apply": [0.3, 0.2]}
     hub = [row(n, loop=asked, compute={"decoder": [0.2, 0.1]}) for n in range(1, 9)]
+    there = {"activations": {"far": 0.2, "near": 0.125}, "apply": {"near": 0.5}}
+    hub[1:] = [one | {"timing": one["timing"] | {"answers": there}} for one in hub[1:]]
     write(tmp_path / "hub" / "metrics.jsonl", *hub)
     gone, made = {"gradients": [0.25, 0.25]}, {"encoder": [0.0, 0.25]}
     site = [row(n, "site", at=AT + n - 0.25, compute=made, loop=gone) for n in range(1, 9)]
@@ -40,8 +45,13 @@ def test_a_trace_and_a_picture(folders: tuple[str, ...], capsys: pytest.CaptureF
     assert code == 0
     assert out.splitlines()[-1] == "wrote t.json and p.png: steps 2 to 3 of hub, site"
     assert "decoder" in out and "100.0" in out
+    assert "far, 2 of 2: +75.0" in out
     complete = check(json.loads(Path("t.json").read_text()))
     assert {event["name"] for event in complete if event["cat"] == "step"} == {"step 2", "step 3"}
+    waits = [event for event in complete if event["tid"] == LANE_OF_FAR]
+    assert [(event["name"], event["dur"]) for event in waits] == 2 * [
+        ("activations", pytest.approx(2e5, abs=1))
+    ]
     assert Path("p.png").read_bytes().startswith(b"\x89PNG")
     assert call(capsys, *folders, "--picture", "p.svg")[0] == 0
     assert "<svg" in Path("p.svg").read_text()
@@ -55,6 +65,9 @@ def test_json(folders: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> N
     assert told["parties"]["hub"]["parts"] == pytest.approx(
         {"activations": 200.0, "decoder": 100.0, "apply": 200.0}
     )
+    assert told["parties"]["hub"]["last"] == {
+        "activations": {"site": "far", "steps": 7, "behind": pytest.approx(75.0, abs=0.01)}
+    }
     assert told["parties"]["site"]["rest"] == pytest.approx(0.0, abs=0.01)
 
 
