@@ -108,6 +108,7 @@ def _print(found: Mapping[str, PartTimes]) -> None:
         if any(name in times.link for times in shown.values()):
             cells = [f"{times.link[name]:.2f}" if name in times.link else "" for times in shown.values()]
             table.add_row(f"links: {name}", "within parts", *cells)
+    table.add_section()
     for part in PARTS:
         if any(part in times.last for times in shown.values()):
             table.add_row(f"{part}: last", "wait", *(_last(times, part) for times in shown.values()))
