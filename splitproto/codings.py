@@ -50,8 +50,9 @@ def encode(tensor: Array, coding: str) -> Array:
     Raises:
         TensorError: a value is not finite.
     """
-    rows = np.ascontiguousarray(tensor, np.float32).reshape(len(tensor), -1)
-    coded = np.empty((len(rows), row_octets(coding, rows.shape[1])), np.uint8)
+    samples = len(tensor)
+    rows = np.ascontiguousarray(tensor, np.float32).reshape(samples, math.prod(tensor.shape[1:]))
+    coded = np.empty((samples, row_octets(coding, rows.shape[1])), np.uint8)
     return _to_f16(rows, coded) if coding == "f16" else _to_integers(rows, coded, coding)
 
 
@@ -126,9 +127,10 @@ def _to_integers(rows: _Floats, coded: _Octets, coding: str) -> _Octets:
     for first in range(0, len(every), _PIECE):
         piece = slice(first, first + _PIECE)
         _block_integers(every[piece], _GREATEST[coding], bits[piece], integers[piece])
-    coded[:, : 2 * blocks] = bits.view(np.uint8).reshape(samples, -1)
+    coded[:, : 2 * blocks] = bits.view(np.uint8).reshape(samples, 2 * blocks)
     sent = integers.view(np.uint8) if coding == "int8" else _packed(integers)
-    coded[:, 2 * blocks :] = sent.reshape(samples, -1)[:, : coded.shape[1] - 2 * blocks]
+    octets = blocks * (BLOCK if coding == "int8" else BLOCK // 2)
+    coded[:, 2 * blocks :] = sent.reshape(samples, octets)[:, : coded.shape[1] - 2 * blocks]
     return coded
 
 
@@ -158,7 +160,7 @@ def _from_integers(coded: _Octets, coding: str, values: int) -> _Floats:
     out = np.empty(shape, np.float32)
     with np.errstate(over="ignore"):
         np.multiply(integers.reshape(shape), scales[..., None], out=out)
-    return out.reshape(samples, -1)[:, :values]
+    return out.reshape(samples, blocks * BLOCK)[:, :values]
 
 
 def _packed(integers: NDArray[np.int8]) -> _Octets:

@@ -81,3 +81,11 @@ def test_large_tensors_are_worked_on_in_pieces(coding: str) -> None:
         together = np.concatenate([read(half, coding) for half in halves], axis=1)
         assert np.array_equal(read(tensor, coding), together)
     assert np.abs(read(tensor, coding) - tensor).max() < np.abs(tensor).max() / 7
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_no_samples_are_no_octets(coding: str) -> None:
+    """As of a seat that nobody in a batch has."""
+    coded = codings.encode(np.zeros((0, 2, 65), np.float32), coding)
+    assert coded.shape == (0, codings.row_octets(coding, 130))
+    assert codings.decode(coded, coding, (2, 65)).shape == (0, 2, 65)

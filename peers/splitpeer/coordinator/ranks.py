@@ -31,6 +31,8 @@ from splitpeer.training.split_step import CoordinatorHalf
 
 BEAT_S = 20.0
 """Rank 0 tells the others so often that there will be more to do."""
+FIRST_S = 24 * 3600.0
+"""Before the first order rank 0 may read every mask to its end (--verify); if it dies, that is seen at once."""
 SHARE = 0.5
 """Of the deadline of a step: how long one rank waits for another, so that the error names the rank."""
 _LATER = "torch._dynamo"
@@ -77,9 +79,9 @@ async def follow(group: Ranks, config: PeerConfig, job: JobConfig) -> None:
     half = make_half(config, job, job_on_wire(job), seats_of(job), group)
     if not isinstance(half, FollowingHalf):
         raise TypeError("rank 0 follows nobody")
-    compute, patience = Compute(config.runtime.threads), longest(job.deadlines.step_s)
+    compute, patience = Compute(config.runtime.threads), FIRST_S
     while await compute.run(half.follow, patience, what="an order of rank 0", timeout=2 * patience):
-        pass
+        patience = longest(job.deadlines.step_s)
     compute.close()
     event(log, "rank.done", rank=group.rank.number, steps=half.steps_done)
 
