@@ -18,7 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,21 @@ KEEPING = {"0": "", "1": ", slow start after idle"}
 """How names of cases end: Linux keeps what it has learned of a path that was idle, or, as it comes, forgets it."""
 SLOW_START = "net.ipv4.tcp_slow_start_after_idle"
 WARM_UP = 5
+CODING = "int4"
+"""Of the second run, which is made over links whose rate decides."""
 SKIPPED = 3
 """Steps after a change of links that are not counted: TCP has to find out."""
 WAIT_S = 120.0
 """For the first step, and for each block of steps."""
 POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class CodedJob(DemoJob):
+    """The demo's, with a coding both ways."""
+
+    def toml(self) -> dict[str, Any]:
+        return super().toml() | {"wire": {"activations": CODING, "gradients": CODING}}
 
 
 class Far(Federation):
@@ -61,8 +72,12 @@ class Far(Federation):
         return self._machines[site].inside()
 
 
-def cases() -> list[tuple[str, str, Link]]:
-    """Name, value of `SLOW_START`, link."""
+Case = tuple[str, str, Link]
+"""Name, value of `SLOW_START`, link."""
+
+
+def cases() -> list[Case]:
+    """All, for float32."""
     return [
         (name + ending, value, link)
         for name, link in LINKS.items()
@@ -106,9 +121,11 @@ def loopback(job: DemoJob, folder: Path, steps: int) -> list[float]:
         federation.stop()
 
 
-def linked(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, list[dict[str, Any]]]:
+def linked(
+    job: DemoJob, folder: Path, rounds: int, block: int, cases: Sequence[Case]
+) -> dict[str, list[dict[str, Any]]]:
     """For each link and round: seconds of each step, and octets a step that the coordinator's link carried."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in cases()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in cases}
     with Network((HUB, *SITES)) as network:
         federation, hub = Far(folder, job, network), network.machines[HUB]
         federation.render(lambda done, total: None)
@@ -117,7 +134,7 @@ def linked(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, lis
         try:
             reach(federation, WARM_UP)
             for _ in range(rounds):
-                for name, value, link in cases():
+                for name, value, link in cases:
                     network.link = link
                     network.set(SLOW_START, value)
                     reach(federation, federation.steps() + SKIPPED)
@@ -143,7 +160,8 @@ ABOUT = (
     "site. The limit in the target is the step on the loopback interface, or the octets of the busier direction by the",
     "rate, whichever is greater. A step's activations have to arrive before its gradients leave, so the second ratio",
     "is to the step on the loopback interface, one round trip and both directions, added up. Hosts have Linux's",
-    "defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise.",
+    "defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise. Rows of int4 are of the same",
+    'job with [wire] activations and gradients = "int4".',
 )
 
 
@@ -171,6 +189,14 @@ def rows(found: Found) -> Iterator[Line]:
             )
             by_sum = spread([one / serial for one in took])
             yield Line(f"{name}: step / (compute + round trip + both directions)", "", by_sum, None)
+    up, down = (statistics.median(one[way] for one in found["coded_octets"]) for way in ("up", "down"))
+    octets = f"{up / 2**20:.2f} MiB to the coordinator, {down / 2**20:.2f} MiB from it"
+    yield Line(f"octets a step, of all sites, {CODING}", "", octets, None)
+    for name, took in found["coded"].items():
+        yield Line(f"{name}, {CODING}: step", "", f"{_ms(took)} ms", None)
+        plain = statistics.median(found["steps"][name])
+        by_plain = spread([one / plain for one in took])
+        yield Line(f"{name}, {CODING}: step / step of float32", "", by_plain, None)
 
 
 def _ms(seconds: list[float]) -> str:
@@ -190,7 +216,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         alone = loopback(job, folder / "before", given.rounds * given.block)
-        blocks = linked(job, folder / "linked", given.rounds, given.block)
+        blocks = linked(job, folder / "linked", given.rounds, given.block, cases())
+        steady = [case for case in cases() if case[1] == "0" and case[0] != UNLIMITED]
+        coded = linked(CodedJob(**vars(job)), folder / CODING, given.rounds, given.block, steady)
         alone += loopback(job, folder / "after", given.rounds * given.block)
     found = {
         "unit": "seconds; octets",
@@ -202,6 +230,8 @@ def main() -> None:
         },
         "steps": {n: [took for block in of for took in block["seconds"]] for n, of in blocks.items()},
         "octets": [{"up": block["up"], "down": block["down"]} for of in blocks.values() for block in of],
+        "coded": {n: [took for block in of for took in block["seconds"]] for n, of in coded.items()},
+        "coded_octets": [{"up": block["up"], "down": block["down"]} for of in coded.values() for block in of],
         "blocks": blocks,
     }
     if given.json:
