@@ -95,6 +95,12 @@ class Features:
                 have[seat] = held
         return seats, have
 
+    def forget(self, patients: Collection[bytes]) -> None:
+        """SP-11.17-7: nothing of these stays in memory either; it is not asked for any more."""
+        theirs = {(one.site, one.number) for one in self._bank.contents.releases if one.key in patients}
+        for name in [name for name in self._cache if name[:2] in theirs]:
+            self._held -= _octets(self._cache.pop(name))
+
     def seats(self, forward: Forward) -> frozenset[str]:
         """Seats that some sample of a batch has."""
         filled = self._seating.filled

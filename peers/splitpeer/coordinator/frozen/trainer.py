@@ -50,7 +50,8 @@ class BankTrainer:
         try:
             while scored < run.job.steps and not run.draining:
                 await batches.settled()
-                await self._exclusion.listed(stream)
+                if await self._exclusion.listed(stream):
+                    features.forget(self._exclusion.keys)
                 if run.committed < run.job.steps:
                     while unusable := await self._step(batches):
                         await self._exclusion.drop(unusable, stream)
