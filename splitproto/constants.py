@@ -50,6 +50,12 @@ MAX_TENSOR_BYTES = (1 << 32) - 1
 DEFAULT_MAX_MESSAGE = 1 << 30
 """Tensor bytes of one message this side takes; the receiver's memory is bounded by it."""
 
+# --- probes (SP-11.22) ------------------------------------------------------------------------------------
+MAX_PROBE = 1 << 22
+"""Octets that a probe or its answer carries: a tenth of a second at 300 Mb/s, and less than one batch."""
+MAX_PROBES = 8
+"""On one link."""
+
 # --- time, in seconds ---------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT = 10.0
 """From the first envelope to WELCOME."""

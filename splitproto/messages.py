@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from . import codec
+from . import codec, probes
 from .causes import OF_A_PATIENT
 from .codings import CODINGS
-from .constants import MAX_FRAME_PAYLOAD
+from .constants import MAX_FRAME_PAYLOAD, MAX_PROBE, MAX_PROBES
 from .errors import CodecError
 from .fields import (
     Bool,
@@ -304,6 +304,28 @@ class Welcome(Message):
     agent: str = wire(Text(128))
     binding: bytes = wire(DIGEST)
     extensions: dict[str, Any] | None = wire(Extensions(), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Message):
+    """Coordinator: octets to be answered with octets, by which it measures the link (SP-11.22)."""
+
+    name = "probe"
+    number: int = wire(Int(1, MAX_PROBES))
+    """Of the probes of this link, from 1."""
+    answer: int = wire(Int(0, MAX_PROBE))
+    """Octets that the answer is to carry."""
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed(Message):
+    """Client: so many octets."""
+
+    name = "probed"
+    number: int = wire(Int(1, MAX_PROBES))
+    """Of the probe that it answers."""
+    tensors: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -802,6 +824,7 @@ def encode(message: Message) -> tuple[bytes, list[memoryview]]:
         described = [Descriptor.of(name, array) for name, array in tensors.items()]
         head["tensors"] = [d.to_wire() for d in described]
         read_descriptors(head["tensors"])
+        probes.check(message.name, described)
         for d, array in zip(described, tensors.values(), strict=True):
             segments += [memoryview(codec.bin_header(d.nbytes)), wire_view(array)]
     octets = codec.encode(head)
@@ -825,5 +848,6 @@ def decode_head(octets: bytes | bytearray | memoryview) -> tuple[Message, tuple[
     if (kind in WITH_TENSORS) != ("tensors" in head):
         raise CodecError(f"tensors are missing from, or do not belong in, a {kind}")
     described = read_descriptors(head.pop("tensors")) if kind in WITH_TENSORS else ()
+    probes.check(kind, described)
     cls = MESSAGES[kind]
     return cls(**read_map(cls, head, kind)), described

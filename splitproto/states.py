@@ -53,7 +53,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
     Side.CLIENT: {
         S.START: {"hello": S.GREETED},
         S.GREETED: {},
-        S.READY: {"bye": S.DONE},
+        S.READY: {"probed": S.READY, "bye": S.DONE},
         S.OFFERED: {"job-accept": S.JOINED, "job-decline": S.READY, "bye": S.DONE},
         S.JOINED: {"inventory": S.JOINED, "fusion-key": S.JOINED, "bye": S.DONE},
         S.WORKING: {
@@ -80,7 +80,7 @@ TRANSITIONS: dict[Side, dict[State, dict[str, State]]] = {
     Side.COORDINATOR: {
         S.START: {},
         S.GREETED: {"welcome": S.READY},
-        S.READY: {"job-offer": S.OFFERED, "bye": S.DONE},
+        S.READY: {"probe": S.READY, "job-offer": S.OFFERED, "bye": S.DONE},
         S.OFFERED: {"bye": S.DONE},
         # SP-11.18-7: "and only then `begin`", after which the keys never change
         S.JOINED: {"fusion-keys": S.JOINED, "begin": S.WORKING, "bye": S.DONE},
@@ -157,6 +157,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
         "unsegmented",
     ),
     "label": ("logits", "loss-gradients", "prediction", "conclude", "scores"),
+    "probe": ("probe", "probed"),
 }
 
 

@@ -11,9 +11,10 @@ from derive import FIRST, SCHEMA, WHOLE, batch_digest, binding, salt_check, sche
 
 from splitproto import codec, messages
 from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
+from splitproto.probes import filling
 
 FEATURES = (
-    "train", "evaluate", "average", "release", "fuse", "infer", "label",
+    "train", "evaluate", "average", "release", "fuse", "infer", "label", "probe",
     "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4",
 )  # fmt: skip
 JOB = Job(
@@ -63,6 +64,8 @@ MESSAGES: dict[str, messages.Message] = {
         "splitpeer/0.1.0",
         binding(DIALLER, LISTENER),
     ),
+    "probe": messages.Probe(2, 4194304, filling(4)),
+    "probed": messages.Probed(2, filling(4)),
     "job-offer": messages.JobOffer(RUN, (Seat("t1", ("t1",)),), JOB, schema_digest(SCHEMA)),
     "job-accept": messages.JobAccept(INCARNATION, 0, (0,), 1),
     "job-decline": messages.JobDecline(0x0505, "level x0 may not leave this site"),
@@ -214,6 +217,26 @@ def heads() -> Iterator[Case]:
     yield case(
         "settled-before-the-first-epoch", {**maps["settled"], "epoch": 0}, "SP-11.18-17: they begin with 1"
     )
+    probe, probed = maps["probe"], maps["probed"]
+    for name, tensors, notes in (
+        ("probe-of-nothing", [], "the round trip alone"),
+        ("probe-longest", [["octets", "u8", [1 << 22]]], "the limit itself"),
+    ):
+        sent = fine(name, {**probe, "tensors": tensors}, f"SP-11.22-1: {notes}")
+        sent["expect"] = {"message": as_json({**probe, "tensors": tensors}), "tensors": tensors}
+        del sent["expect"]["message"]["map"]["tensors"]
+        yield sent
+    yield case("probe-answer-too-long", {**probe, "answer": (1 << 22) + 1}, "SP-11.22-1")
+    yield case("probe-zeroth", {**probe, "number": 0}, "SP-11.22-2: they begin with 1")
+    yield case("probe-ninth", {**probe, "number": 9}, "SP-11.22-2")
+    for name, sent, notes in (
+        ("too-long", ["octets", "u8", [(1 << 22) + 1]], "before memory is taken"),
+        ("of-two-dimensions", ["octets", "u8", [2, 2]], "one dimension"),
+        ("of-another-dtype", ["octets", "f32", [4]], "octets are u8"),
+        ("of-another-name", ["x0", "u8", [4]], "it is called octets"),
+    ):
+        for kind, value in (("probe", probe), ("probed", probed)):
+            yield case(f"{kind}-{name}", {**value, "tensors": [sent]}, f"SP-11.22-1: {notes}", "tensor")
     yield case("revoked-nobody", {**maps["revoked"], "patients": []}, "SP-11.13-12: there is nothing to say")
     unproven = {**maps["fusion-key"], "offer": {**maps["fusion-key"]["offer"], "chain": []}}
     yield case("fusion-key-without-certificate", unproven, "SP-11.18-6")
@@ -520,6 +543,19 @@ def conversations() -> Iterator[Case]:
     )
     yield case("revoked-before-begin", f"{joined}|C revoked", bad, "SP-9-1: an inventory says it then")
     yield case("revoked-from-coordinator", f"{working}|S revoked", bad, "SP-9-1")
+    ready = "C hello|S welcome"
+    measured = f"{ready}|S probe|C probed|S probe|C probed"
+    yield case("probed", measured, at("ready", "ready"), "SP-11.22-1")
+    yield case(
+        "probed-then-offered", f"{measured}|S job-offer|C job-accept", at("joined", "joined"), "SP-9-1"
+    )
+    yield case("probe-without-feature", f"{ready}|S probe", bad, "SP-9-8", ["train", "dtype.f32"])
+    yield case("probed-without-feature", f"{ready}|C probed", bad, "SP-9-8", ["train", "dtype.f32"])
+    yield case("probe-from-client", f"{ready}|C probe", bad, "SP-9-1: a site does not measure")
+    yield case("probe-before-welcome", "C hello|S probe", bad, "SP-9-1")
+    yield case("probe-with-an-offer", f"{ready}|S job-offer|S probe", bad, "SP-9-1: before an offer")
+    yield case("probed-after-an-offer", f"{ready}|S probe|S job-offer|C probed", bad, "SP-11.22-2")
+    yield case("probe-while-working", f"{working}|S probe", bad, "SP-9-1")
     settled = f"{working}|S settled|S forward|C activations"
     yield case("settled", settled, at("working", "working"), "SP-11.18-16")
     keys = f"{joined}|C fusion-key|C inventory|S fusion-keys|S begin|S forward|C activations"

@@ -18,6 +18,7 @@ from splitproto.events import Closed, Established, Event, Received
 from splitproto.identity import AllowList, Credentials
 from splitproto.messages import Message
 from splitproto.negotiation import Offer
+from splitproto.probes import filling
 from splitproto.states import Side
 from tests.cuts import unet
 from tests.splitproto.links import Hub, hub_of, quiet
@@ -183,6 +184,8 @@ def example(name: str) -> Message:
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
+        "probe": messages.Probe(1, 5, filling(3)),
+        "probed": messages.Probed(1, filling(5)),
         "job-offer": messages.JobOffer(
             key, (messages.Seat("T1", ("T1",)),), job, digest, False, ("max-norm",)
         ),

@@ -34,6 +34,8 @@ ANSWERED = ("segmenting", "segmented", "unsegmented")
 STORY = [
     ((S.START, S.START), CLIENT, "hello", (S.GREETED, S.GREETED)),
     ((S.GREETED, S.GREETED), COORDINATOR, "welcome", (S.READY, S.READY)),
+    ((S.READY, S.READY), COORDINATOR, "probe", (S.READY, S.READY)),
+    ((S.READY, S.READY), CLIENT, "probed", (S.READY, S.READY)),
     ((S.READY, S.READY), COORDINATOR, "job-offer", (S.OFFERED, S.OFFERED)),
     ((S.OFFERED, S.OFFERED), CLIENT, "job-decline", (S.READY, S.READY)),
     ((S.OFFERED, S.OFFERED), CLIENT, "job-accept", (S.JOINED, S.JOINED)),
@@ -132,6 +134,7 @@ AVERAGING = {"share", "shared", "average", "averaged"}
 INFERRING = {*ASKED, *ANSWERED, "locate", "located"}
 FUSING = {"fusion-key", "fusion-keys", "settled"}
 LABELLING = {"logits", "loss-gradients", "prediction", "conclude", "scores"}
+PROBING = {"probe", "probed"}
 
 
 def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
@@ -144,6 +147,8 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         return "fuse" in features and mode in ("", "fuse")
     if message in LABELLING:
         return "label" in features and mode in ("", "label")
+    if message in PROBING:
+        return "probe" in features and mode in ("", "probe")
     if message in INFERRING:
         return "infer" in features and mode in ("", "infer")
     if message in EITHER or message == "withdrawn":
@@ -163,6 +168,7 @@ def lets_pass(features: Collection[str], message: str, mode: str) -> bool:
         ("average",),
         ("fuse",),
         ("label",),
+        ("probe",),
         ("release",),
         ("release", "evaluate"),
         ("infer",),

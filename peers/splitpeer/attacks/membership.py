@@ -22,7 +22,7 @@ from splitpeer.attacks.discriminant import Table, learn
 from splitpeer.attacks.evidence import AveragedLevel, Evidence, gather, usable_shots
 from splitpeer.attacks.networks import frozen
 from splitpeer.attacks.people import Group, signs_of
-from splitpeer.attacks.probe import Probe, outline, read
+from splitpeer.attacks.probe import LinearProbe, outline, read
 from splitpeer.attacks.references import IMAGES, MASKS, Course, train_references, trainable
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
@@ -123,7 +123,7 @@ class Membership(Attack):
     ) -> tuple[np.ndarray, str]:
         """The first test."""
         half = len(labels) // 2
-        probe = Probe.learn(world, labels[:half], np.arange(half), self.seed)
+        probe = LinearProbe.learn(world, labels[:half], np.arange(half), self.seed)
         strangers = np.arange(half, len(labels))
         errors, hardness = read(probe, world, labels, strangers)
         known = None if knowledge.labels is None else outline(knowledge.labels)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from splitpeer.attacks.member_signs import SampleSigns, distances, read_by, seen
-from splitpeer.attacks.probe import Probe, Sender, batches, outline
+from splitpeer.attacks.probe import LinearProbe, Sender, batches, outline
 
 MOST = 8.0
 """Deviations that a sign counts at most."""
@@ -64,7 +64,7 @@ def signs_of(
     met, met_asked = np.zeros((len(one.signs), LEARNED)), np.zeros((len(two.signs), LEARNED))
     for half in (0, 1):
         base = np.flatnonzero(strangers.people % 2 != half)
-        probe = Probe.learn(strangers.sender, outlines, base, seed + half)
+        probe = LinearProbe.learn(strangers.sender, outlines, base, seed + half)
         near = one.of(base)
         for group, looked, into in ((strangers, one, met), (asked, two, met_asked)):
             rows = np.flatnonzero(group.people % 2 == half)
@@ -101,7 +101,7 @@ def _looked_at(group: Group, decoder: nn.Module | None, known: bool) -> SampleSi
     )
 
 
-def _read(probe: Probe, group: Group, outlines: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+def _read(probe: LinearProbe, group: Group, outlines: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     """The probe's error and what makes samples hard, float64 [rows, 3]."""
     found = []
     for batch in batches(rows):

@@ -19,7 +19,7 @@ Sender = Callable[[np.ndarray], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A linear map from the values above a voxel to its label, by ridge regression."""
 
     weights: np.ndarray
@@ -27,7 +27,7 @@ class Probe:
     scale: np.ndarray
 
     @classmethod
-    def learn(cls, world: Sender, labels: np.ndarray, rows: np.ndarray, seed: int) -> Probe:
+    def learn(cls, world: Sender, labels: np.ndarray, rows: np.ndarray, seed: int) -> LinearProbe:
         """Ridge regression from the levels of some samples to the labels of their voxels.
 
         Args:
@@ -72,8 +72,10 @@ class Probe:
         return np.asarray(errors), np.asarray(hardness)
 
 
-def read(probe: Probe, world: Sender, labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`Probe.errors` of samples `rows`, batch by batch."""
+def read(
+    probe: LinearProbe, world: Sender, labels: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`LinearProbe.errors` of samples `rows`, batch by batch."""
     found = [probe.errors(world(batch), labels[batch]) for batch in batches(rows)]
     return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
 

@@ -21,7 +21,7 @@ from splitpeer.errors import ConfigError, sayable
 from splitpeer.settings.peer import PeerConfig
 from splitproto import Session, __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Job, JobAccept, JobOffer, Seat
+from splitproto.messages import Job, JobAccept, JobOffer, Probe, Probed, Seat
 from splitproto.secretfile import how_to_close, open_to_others
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Witness:
 
         def tap(direction: str, message: Any) -> None:
             # Asked each time: a capture may end, or be followed by another, while a link lives.
-            if self._recorder is not None:
+            if self._recorder is not None and not isinstance(message, Probe | Probed):
                 self._recorder.tap(peer, direction, message)
 
         session.tap = tap
