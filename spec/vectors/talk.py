@@ -217,26 +217,7 @@ def heads() -> Iterator[Case]:
     yield case(
         "settled-before-the-first-epoch", {**maps["settled"], "epoch": 0}, "SP-11.18-17: they begin with 1"
     )
-    probe, probed = maps["probe"], maps["probed"]
-    for name, tensors, notes in (
-        ("probe-of-nothing", [], "the round trip alone"),
-        ("probe-longest", [["octets", "u8", [1 << 22]]], "the limit itself"),
-    ):
-        sent = fine(name, {**probe, "tensors": tensors}, f"SP-11.22-1: {notes}")
-        sent["expect"] = {"message": as_json({**probe, "tensors": tensors}), "tensors": tensors}
-        del sent["expect"]["message"]["map"]["tensors"]
-        yield sent
-    yield case("probe-answer-too-long", {**probe, "answer": (1 << 22) + 1}, "SP-11.22-1")
-    yield case("probe-zeroth", {**probe, "number": 0}, "SP-11.22-2: they begin with 1")
-    yield case("probe-ninth", {**probe, "number": 9}, "SP-11.22-2")
-    for name, sent, notes in (
-        ("too-long", ["octets", "u8", [(1 << 22) + 1]], "before memory is taken"),
-        ("of-two-dimensions", ["octets", "u8", [2, 2]], "one dimension"),
-        ("of-another-dtype", ["octets", "f32", [4]], "octets are u8"),
-        ("of-another-name", ["x0", "u8", [4]], "it is called octets"),
-    ):
-        for kind, value in (("probe", probe), ("probed", probed)):
-            yield case(f"{kind}-{name}", {**value, "tensors": [sent]}, f"SP-11.22-1: {notes}", "tensor")
+    yield from _probes(maps, case)
     yield case("revoked-nobody", {**maps["revoked"], "patients": []}, "SP-11.13-12: there is nothing to say")
     unproven = {**maps["fusion-key"], "offer": {**maps["fusion-key"]["offer"], "chain": []}}
     yield case("fusion-key-without-certificate", unproven, "SP-11.18-6")
@@ -377,6 +358,30 @@ ALLOWED = (
     *(0xD7FF, 0xE000, 0xFDCF, 0xFDF0, 0xFEFE, 0xFF00, 0xFFF8, 0xFFFC, 0xFFFD, 0x10000, 0x1FFFD, 0x20000),
     *(0x1FAE8, 0x1FAFF, 0xDFFFD, 0xE0080, 0xE0100, 0xEFFFD, 0xF0000, 0x10FFFD),
 )
+
+
+def _probes(maps: dict[str, dict[str, Any]], case: Callable[..., Case]) -> Iterator[Case]:
+    """Of `heads`: what probes may carry."""
+    probe, probed = maps["probe"], maps["probed"]
+    for name, carried, notes in (
+        ("probe-of-nothing", [], "the round trip alone"),
+        ("probe-longest", [["octets", "u8", [1 << 22]]], "the limit itself"),
+    ):
+        bare = {key: value for key, value in probe.items() if key != "tensors"}
+        octets = codec.encode({**bare, "tensors": carried}).hex()
+        expect = {"message": as_json(bare), "tensors": carried}
+        yield {"name": name, "notes": f"SP-11.22-1: {notes}", "input": octets, "expect": expect}
+    yield case("probe-answer-too-long", {**probe, "answer": (1 << 22) + 1}, "SP-11.22-1")
+    yield case("probe-zeroth", {**probe, "number": 0}, "SP-11.22-2: they begin with 1")
+    yield case("probe-ninth", {**probe, "number": 9}, "SP-11.22-2")
+    for name, wrong, notes in (
+        ("too-long", ["octets", "u8", [(1 << 22) + 1]], "before memory is taken"),
+        ("of-two-dimensions", ["octets", "u8", [2, 2]], "one dimension"),
+        ("of-another-dtype", ["octets", "f32", [4]], "octets are u8"),
+        ("of-another-name", ["x0", "u8", [4]], "it is called octets"),
+    ):
+        for kind, value in (("probe", probe), ("probed", probed)):
+            yield case(f"{kind}-{name}", {**value, "tensors": [wrong]}, f"SP-11.22-1: {notes}", "tensor")
 
 
 def texts(

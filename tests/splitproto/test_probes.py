@@ -87,7 +87,7 @@ def test_a_peer_does_not_send_what_the_other_would_refuse() -> None:
         Probed(1, {"octets": np.zeros((2, 2), np.uint8)}),
         Probed(1, {"x0": np.zeros(2, np.uint8)}),
     ):
-        with pytest.raises(TensorError, match="MAX_PROBE|at most 4194304"):
+        with pytest.raises(TensorError, match="at most 4194304"):
             messages.encode(message)
 
 

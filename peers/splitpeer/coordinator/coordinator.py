@@ -25,11 +25,13 @@ from splitpeer.coordinator.assembly import (
     open_masks,
     salt_check_of,
 )
+from splitpeer.coordinator.choosing import choose, in_words
 from splitpeer.coordinator.farewell import COMPLETE, FAREWELL_S, Farewell
 from splitpeer.coordinator.frozen.work import FrozenWork
 from splitpeer.coordinator.gathering import Gathering
 from splitpeer.coordinator.inference.service import Service
 from splitpeer.coordinator.matching import Matching
+from splitpeer.coordinator.probing import Probing
 from splitpeer.coordinator.ranks import while_beating
 from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.run import DISK_S, Run
@@ -59,13 +61,23 @@ from splitpeer.federation.files import tell
 from splitpeer.federation.overlap import ADVICE, shared_with
 from splitpeer.federation.seating import Seating
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import coding_features, cut_descriptors, job_on_wire, services, terms_digest
+from splitpeer.federation.terms import (
+    NOT_CODED,
+    Codings,
+    coding_features,
+    cut_descriptors,
+    job_on_wire,
+    services,
+    terms_digest,
+)
 from splitpeer.ranks.group import RankLost, Ranks
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
 from splitpeer.timeline.spans import Spans
+from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Door, Offer, Session
+from splitproto.codings import CODINGS
 from splitproto.constants import DEFAULT_MAX_MESSAGE
 from splitproto.errors import DeadlineExceeded, SetupError
 from splitproto.lanes.base import Lane
@@ -127,13 +139,18 @@ class Coordinator:
         if config.network.listen is None:
             raise ConfigError("a coordinator needs [network] listen")
         self._listen = config.network.listen
-        self._job, self._seats = job_on_wire(job), seats_of(job)
+        self._seats = seats_of(job)
         self._duty = duty or Duty(config)
         self._masks = open_masks(config, job, self._duty.report.to(LogSink(log)), verify=verify)
         self._salt_check = salt_check_of(config)
         self._files = RunFiles(config, job, resume=resume, report=self._duty.report)
         self._files.prepare()
         admit_again(self._files, job, readmit)
+        record = self._files.record
+        undecided = job.wire.auto and record.codings is None
+        self._job = job_on_wire(job, record.codings or NOT_CODED)
+        if not undecided:
+            record.codings = record.codings or Codings(self._job.activations, self._job.gradients)
         half = make_half(config, job, self._job, self._seats, group)
         self._witness = Witness(config, curious)
         everywhere = self._duty.report.to(
@@ -142,12 +159,20 @@ class Coordinator:
         self._everywhere, self._report = everywhere, everywhere.to(LogSink(log))
         self._gradient_stacks = make_gradient_stacks(config, job, self._job, self._seats)
         self._compute = Compute(config.runtime.threads)
+        self._assemble(half)
+        names = [site.name for site in self.sites]
+        self._probing = Probing(names, job.deadlines.step_s, everywhere) if undecided else None
+        """Until the codings are chosen."""
+
+    def _assemble(self, half: CoordinatorHalf) -> None:
+        """All that the job's terms are part of."""
+        config, job = self._config, self._settings
         self.sites = make_sites(
-            config, job, self._job, self._seats, self._files, self._witness, everywhere, self._bind,
+            config, job, self._job, self._seats, self._files, self._witness, self._everywhere, self._bind,
             salt_check=self._salt_check, defences=self.defences,
         )  # fmt: skip
-        self._team = Team(self.sites, job.absence, everywhere)
-        self._farewell = Farewell(self.sites, self._files.record, everywhere)
+        self._team = Team(self.sites, job.absence, self._everywhere)
+        self._farewell = Farewell(self.sites, self._files.record, self._everywhere)
         labels = labels_of(self._masks, self.sites)
         self._matching = Matching(self._job, job, self._seats, labels, self._files.record)
         self.result = RunResult(
@@ -182,7 +207,7 @@ class Coordinator:
             self._witness,
             job=self._job.name,
             run=run,
-            terms=terms_digest(self._job),
+            terms="not chosen yet" if self._probing is not None else terms_digest(self._job),
             sites=[f"{site.name} ({site.seat_names})" for site in self.sites],
         )
         async with AsyncExitStack() as stack:
@@ -194,6 +219,8 @@ class Coordinator:
                 self._compute.close()
                 raise
             self._report(h.RunChosen(self._job.name, run, self._job.steps, self._settings.absence.mode))
+            if self._settings.wire.auto and self._probing is None:
+                self._tell_codings("decided when the run began")
             if self._files.record.state == "over" and self._service is None:
                 return self._was_complete()
             return await self._serve()
@@ -237,6 +264,8 @@ class Coordinator:
         average = ("average",) if self._job.average_every else ()
         fuse = ("fuse",) if self._job.fusion is not None else ()
         label = ("label",) if self._settings.labels.at is not None else ()
+        # SP-11.22-3: any of them may be chosen.
+        probe = ("probe", *(f"coding.{one}" for one in CODINGS)) if self._probing is not None else ()
         offered = {*fuse, *label, *(("infer",) if self._service is not None else ())}
         return Offer(
             features=tuple(
@@ -247,7 +276,7 @@ class Coordinator:
             requires=(
                 "release" if self._job.frozen else "train",
                 f"dtype.{self._job.precision}",
-                *coding_features(self._job),
+                *(probe or coding_features(self._job)),
                 *average,
                 *fuse,
             ),
@@ -304,7 +333,6 @@ class Coordinator:
     # --- joining ---------------------------------------------------------------------------------------
 
     async def _accept(self, listener: Door) -> None:
-        by_name = {site.name: site for site in self.sites}
         joining: set[asyncio.Task[None]] = set()
         try:
             while True:
@@ -312,10 +340,9 @@ class Coordinator:
                     session = await listener.accept(3600)
                 except DeadlineExceeded:
                     continue
-                site = by_name[session.peer.site]
                 wanted = self._work.needs_sites
                 task = asyncio.create_task(
-                    self._join(site, session) if wanted else self._farewell.turn_away(session)
+                    self._join(session) if wanted else self._farewell.turn_away(session)
                 )
                 joining.add(task)
                 task.add_done_callback(joining.discard)
@@ -323,7 +350,11 @@ class Coordinator:
             for task in joining:
                 task.cancel()
 
-    async def _join(self, site: RemoteSite, session: Session) -> None:
+    async def _join(self, session: Session) -> None:
+        name = session.peer.site
+        if self._probing is not None and not await self._probing.hold(name, session):
+            return
+        site = next(one for one in self.sites if one.name == name)
         joined = await site.offer_job(session)
         if joined and not self._work.needs_sites:
             # The last release came while it joined.
@@ -409,6 +440,8 @@ class Coordinator:
         if record.state == "farewell":
             await self._only_goodbyes()
             return
+        if self._probing is not None:
+            await self._choose_codings(self._probing)
         held = await self._compute.run(
             checkpoint.available, self._files.checkpoints, what="its own checkpoints", timeout=DISK_S
         )
@@ -428,6 +461,31 @@ class Coordinator:
             else:
                 record.serve()
                 await self._serve_inference(self._service)
+
+    async def _choose_codings(self, probing: Probing) -> None:
+        """Measure the links and decide what `[wire]` leaves open; then the job can be offered.
+
+        Raises:
+            DeadlinePassed: not all sites came.
+        """
+        rates = await probing.measure(self._settings.deadlines.join_s)
+        seats = {site.name: site.seats for site in self.sites}
+        choice = choose(self._settings.wire, self._job, seats, rates)
+        self._job = job_on_wire(self._settings, choice.codings)
+        self._files.record.codings = Codings(self._job.activations, self._job.gradients)
+        self._tell_codings(in_words(rates), choice.activations, choice.gradients)
+        self._assemble(self._run.half)
+        self._report(h.PhaseBegan("gathering"))
+        self._probing = None
+        probing.release()
+
+    def _tell_codings(self, measured: str, activations: object = None, gradients: object = None) -> None:
+        """What the job is offered with, and why."""
+        shown = (
+            str(activations or self._job.activations or "none"),
+            str(gradients or self._job.gradients or "none"),
+        )
+        self._report(h.CodingsChosen(measured, *shown, terms_digest(self._job)))
 
     async def _serve_inference(self, service: Service) -> None:
         """SP-11.19-15: until the coordinator is asked to stop; a restart goes on with it."""
@@ -463,6 +521,8 @@ class Coordinator:
 
     async def _bye(self, reason: str, text: str) -> None:
         self.result.bytes_per_step = self.result.bytes_per_step or self._work.bytes_per_step
+        if self._probing is not None:
+            await self._probing.say_bye(reason, text)
         await asyncio.gather(*(self._say(site, reason, text) for site in self.sites))
 
     async def _say(self, site: RemoteSite, reason: str, text: str) -> None:

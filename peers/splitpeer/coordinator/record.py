@@ -18,13 +18,14 @@ from typing import Any, Literal
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import ConfigError
-from splitpeer.federation.terms import run_folder
+from splitpeer.federation.terms import Codings, run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
 from splitpeer.storage.bank import FOLDER as BANK
 from splitpeer.storage.bank import INDEX
 from splitproto.causes import OF_A_PATIENT
+from splitproto.codings import CODINGS
 from splitproto.partners import Keys
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class RunRecord:
     def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None, report: h.Reporter) -> None:
         self._report = report.to(LogSink(log))
         self._path = config.peer.state / f"{job.job.name}{SUFFIX}"
-        self._terms = terms_of(job)
+        self._terms, self._auto = terms_of(job), job.wire.auto
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
         """new: not begun. running. serving: trained and scored; sites stay. farewell: the same;
@@ -95,6 +96,8 @@ class RunRecord:
         """When it began, or, the first, before any site had a key for it."""
         self.told: tuple[str, ...] = ()
         """Sites that know that the run is complete."""
+        self.codings: Codings | None = None
+        """Of the run, from its beginning to its end; None: not decided yet."""
         if resume is None:
             self._go_on()
         elif resume:
@@ -218,6 +221,11 @@ class RunRecord:
                 "job.toml has changed since the run that is to be resumed; change it back, "
                 "or start with --fresh"
             )
+        if self._auto and last.get("codings") is None:
+            raise ConfigError(
+                '[wire] "auto" was written after the run that is to be resumed began: change it back, or start '
+                "with --fresh"
+            )
         try:
             self.run = bytes.fromhex(last["run"])
             # A run that is over can still be asked for: it ends at once, with the same results.
@@ -231,6 +239,7 @@ class RunRecord:
             self.fusion_keys = {site: Keys.read(keys) for site, keys in last.get("fusion_keys", {}).items()}
             self.trained, self.epoch = bool(last.get("trained", False)), int(last.get("epoch", 1))
             self.epoch_since = float(last.get("epoch_since", self.epoch_since))
+            self.codings = codings_in(last)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
 
@@ -241,6 +250,7 @@ class RunRecord:
             "terms": self._terms,
             "state": state,
             "told": self.told,
+            "codings": None if self.codings is None else self.codings._asdict(),
             "holders": {site: key.hex() for site, key in self.holders.items()},
             "fusion_keys": {site: keys.written() for site, keys in self.fusion_keys.items()},
             "trained": self.trained,
@@ -262,6 +272,16 @@ def _patients(written: Mapping[str, Mapping[str, str]]) -> dict[bytes, dict[str,
     return {
         bytes.fromhex(key): {str(k): str(v) for k, v in filled.items()} for key, filled in written.items()
     }
+
+
+def codings_in(record: Mapping[str, Any]) -> Codings | None:
+    """Those of the run; None: it began before they were noted. Raises ValueError or TypeError."""
+    if (written := record.get("codings")) is None:
+        return None
+    found = Codings(**written)
+    if not {*found} <= {None, *CODINGS}:
+        raise ValueError
+    return found
 
 
 def terms_of(job: JobConfig) -> str:

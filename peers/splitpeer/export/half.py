@@ -15,14 +15,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from splitpeer.coordinator.record import SUFFIX, terms_of
+from splitpeer.coordinator.record import SUFFIX, codings_in, terms_of
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import networks
 from splitpeer.export.networks import Component
 from splitpeer.export.scripts.network import Encoders, SplitNetwork
 from splitpeer.federation.masks import convention_of
 from splitpeer.federation.seats import seats_of
-from splitpeer.federation.terms import backbone_for, job_on_wire, normalisation_of, run_folder, terms_digest
+from splitpeer.federation.terms import (
+    NOT_CODED,
+    Codings,
+    backbone_for,
+    job_on_wire,
+    normalisation_of,
+    run_folder,
+    terms_digest,
+)
 from splitpeer.models.registry import backbone_of, cut_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
@@ -161,8 +169,7 @@ def _of_site(config: PeerConfig, folder: Path, step: int | None) -> Half:
 
 
 def _of_coordinator(config: PeerConfig, settings: JobConfig, folder: Path, step: int | None) -> Half:
-    _check_record(config, settings, folder)
-    job, seats = job_on_wire(settings), seats_of(settings)
+    job, seats = job_on_wire(settings, _codings(config, settings, folder)), seats_of(settings)
     task = settings.task.task(convention_of(settings.task, config.data.convention))
     arriving = seats.names if job.fusion is None else (SUM,)
     component = networks.decoder(backbone_of(job), arriving, settings.model.decoder_fusion, task.channels)
@@ -212,8 +219,8 @@ def built(half: Half, seat: str | None = None) -> nn.Module:
     return SplitNetwork(encoders, decoder, facts["precision"], facts["sum"]).eval()  # type: ignore[arg-type]
 
 
-def _check_record(config: PeerConfig, settings: JobConfig, folder: Path) -> None:
-    """That job.toml is the run's. Raises ConfigError, DataError."""
+def _codings(config: PeerConfig, settings: JobConfig, folder: Path) -> Codings:
+    """Those that the run chose; job.toml is the run's. Raises ConfigError, DataError."""
     name, run = settings.job.name, folder.name[-32:]
     if folder != run_folder(config.peer.state, name, bytes.fromhex(run)):
         raise ConfigError(
@@ -222,9 +229,10 @@ def _check_record(config: PeerConfig, settings: JobConfig, folder: Path) -> None
     for path in (config.peer.state / f"{name}{SUFFIX}", config.peer.state / f"{name}-{run}{SUFFIX}"):
         try:
             record = reading.document(path)
+            codings = codings_in(record)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             raise DataError(f"{path}: cannot be read, or is damaged: copy it back from a backup") from None
         if record.get("run") != run:
             continue
@@ -232,7 +240,7 @@ def _check_record(config: PeerConfig, settings: JobConfig, folder: Path) -> None
             raise ConfigError(
                 f"{settings.source}: has changed since run {run[:8]} began: name the file as it was"
             )
-        return
+        return codings or NOT_CODED
     raise DataError(
         f"{config.peer.state}: has no record of run {run[:8]} any more: only the newest run can be exported"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from splitpeer.data.geometry import Triple
 from splitpeer.data.normalisation import DEFAULT, OF_A_SUM, Normaliser
@@ -19,6 +20,7 @@ from splitpeer.privacy.accounting import FARTHEST
 from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import MAX_STEPS, JobConfig
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
+from splitpeer.settings.values import AUTO
 from splitpeer.training.forms import activations_form
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import messages, partners
@@ -59,15 +61,34 @@ def normalisation_of(job: Job, modality: str) -> Normaliser:
     return rules.get(modality, DEFAULT)
 
 
-def job_on_wire(config: JobConfig) -> Job:
-    """What sites must know of `job.toml`."""
+class Codings(NamedTuple):
+    """Of a job's tensors in both directions; None: they travel as its precision says."""
+
+    activations: str | None
+    gradients: str | None
+
+
+NOT_CODED = Codings(None, None)
+
+
+def job_on_wire(config: JobConfig, chosen: Codings = NOT_CODED) -> Job:
+    """What sites must know of `job.toml`.
+
+    Args:
+        chosen: the codings that `[wire]` leaves to the coordinator ("auto").
+    """
+    wire = config.wire
+    codings = Codings(
+        chosen.activations if wire.activations == AUTO else wire.activations,
+        chosen.gradients if wire.gradients == AUTO else wire.gradients,
+    )
     training, backbone = config.training, config.model.backbone()
     return Job(
         name=config.job.name,
         **on_wire(backbone),
         precision=training.precision,
-        activations=config.wire.activations,
-        gradients=config.wire.gradients,
+        activations=codings.activations,
+        gradients=codings.gradients,
         window=config.data.window,
         spacing=config.data.spacing or (),
         augment=config.data.augment and not training.frozen,

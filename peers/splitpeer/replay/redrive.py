@@ -26,7 +26,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.daemon.console import LogView
 from splitpeer.defences.key import NAME as DEFENCE_KEY
 from splitpeer.errors import ConfigError, DataError, JobFailed
-from splitpeer.federation.terms import job_on_wire, run_folder
+from splitpeer.federation.terms import Codings, job_on_wire, run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site.client import Client
@@ -259,13 +259,14 @@ async def drive_coordinator(
     live, settings = _live(config, folder, recording, sites)
     lane = MemoryLane(HOST)
     order = JobConfig.load(job, {"output.folder": str(folder / "results")})
-    if set(order.sites) != set(sites) or job_on_wire(order) != recording.job:
+    codings = Codings(recording.job.activations, recording.job.gradients)
+    if set(order.sites) != set(sites) or job_on_wire(order, codings) != recording.job:
         raise ConfigError(f"{job}: is not the job that was recorded: take the job.toml of that run")
     comparison = Comparison("gradients", recording.job)
     _copy_key(PeerConfig.load(config).peer.state, live.peer.state)
     # Of the same name as the recorded run.
     record = RunRecord(live, order, resume=False, report=h.Reporter())
-    record.run = recording.run
+    record.run, record.codings = recording.run, codings
     record.begin({})
     stop = asyncio.Event()
     coordinator = Coordinator(live, order, stop, LogView(), resume=True, lane=lane)

@@ -16,8 +16,9 @@ from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.network import NetworkSettings, listed
 from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
+    AUTO,
     MAX_COUNT,
-    Coding,
+    CodingOrAuto,
     Count,
     CountOrFraction,
     GradientDefences,
@@ -205,10 +206,18 @@ class Pretraining(Section):
 class Wire(Section):
     """How tensors travel where `[training] precision` would take more bytes than there is bandwidth for."""
 
-    activations: Coding | None = None
+    activations: CodingOrAuto | None = None
     """Default: not coded."""
-    gradients: Coding | None = None
+    gradients: CodingOrAuto | None = None
     """Default: not coded."""
+    auto_s: Seconds = 0.1
+    """With "auto", seconds that the tensors of one step may take in one direction on the slowest link: the least lossy
+    form with which they do is chosen, none, f16, int8 or int4."""
+
+    @property
+    def auto(self) -> bool:
+        """Whether links are to be measured."""
+        return AUTO in (self.activations, self.gradients)
 
 
 class JobDefences(Section):
@@ -507,11 +516,16 @@ class JobConfig(Settings):
             "[wire] gradients": self.wire.gradients is not None,
             f'[absence] mode = "{self.absence.mode}"': self.absence.mode != "pause",
         }
-        return [
+        problems = [
             f'{name} is not for a job with [training] encoders = "frozen": remove it'
             for name, written in wrong.items()
             if written
         ]
+        if self.training.bank is not None and self.wire.activations == AUTO:
+            problems.append(
+                '[wire] activations = "auto" asks sites, and [training] bank is of another run: write what that run has'
+            )
+        return problems
 
     def _problems_of_labels(self) -> list[str]:
         """SP-11.20-1, SP-11.20-4: what cannot be where the masks are at a site."""

@@ -184,6 +184,9 @@ GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]
 Precision = Literal["f32", "bf16"]
 Coding = Literal["f16", "int8", "int4"]
 """How tensors travel in fewer octets (SP-11.21)."""
+AUTO = "auto"
+CodingOrAuto = Literal["f16", "int8", "int4", "auto"]
+"""auto: what the sites' links can carry, as the coordinator measures when a run is started for the first time."""
 Form = Literal["f32", "bf16", "f16", "int8", "int4"]
 """Either of them."""
 NormalisationKind = Literal["zscore-nonzero", "zscore", "percentile", "window", "none"]

@@ -40,6 +40,7 @@ from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitpeer.site.mask_keys import OtherEpoch
 from splitpeer.site.opening import open_job, open_ledger
+from splitpeer.site.probes import ProbeAnswers
 from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
 from splitpeer.site.step_rows import StepRows
@@ -76,6 +77,7 @@ from splitproto.messages import (
     JobOffer,
     Message,
     Patient,
+    Probe,
     Withdraw,
     Withdrawn,
 )
@@ -464,7 +466,10 @@ class Client:
 
     async def _join(self, session: Session) -> SiteJob | Bye:
         """The job to work on; or bye, if the coordinator leaves before it offers one."""
-        offer = await self._next(session, "a job")
+        offer, probes = await self._next(session, "a job"), ProbeAnswers()
+        while isinstance(offer, Probe):
+            await self._or_stop(session.send(probes.to(offer)))
+            offer = await self._next(session, "a job")
         if isinstance(offer, Bye):
             return offer
         if not isinstance(offer, JobOffer):

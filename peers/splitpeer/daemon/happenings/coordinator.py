@@ -73,6 +73,20 @@ class SitesAwaited(Happening):
 
 
 @dataclass(frozen=True)
+class CodingsChosen(Happening):
+    """What `[wire]` left open is decided, for the whole run."""
+
+    line = "codings.chosen"
+
+    measured: str
+    """Rates and round trip of each site's link; or that it was decided before."""
+    activations: str
+    gradients: str
+    terms: str
+    """Digest of the job as it is offered now."""
+
+
+@dataclass(frozen=True)
 class FarewellDue(Happening):
     """The run is complete, and these sites do not know yet."""
 

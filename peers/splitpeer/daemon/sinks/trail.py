@@ -11,6 +11,7 @@ from splitpeer.daemon.sinks.log import handles, second_link
 from splitpeer.logs import handle
 
 _AS_THEY_ARE: dict[type[h.Happening], str] = {
+    h.CodingsChosen: "codings.chosen",
     h.JobEnded: "job.ended",
     h.SiteJobEnded: "job.ended",
     h.PatientWithdrawn: "patient.withdrawn",

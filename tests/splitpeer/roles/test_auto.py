@@ -1,0 +1,181 @@
+"""`[wire]` "auto": links are measured before the job is offered, and a run keeps what was chosen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from splitpeer.captures.reader import open_capture
+from splitpeer.coordinator import probing
+from splitpeer.errors import DeadlinePassed
+from splitpeer.export.half import half_of
+from splitpeer.site import client
+from splitproto import Session
+from splitproto.errors import Superseded, UnexpectedMessage
+from splitproto.messages import Probe
+from splitproto.negotiation import Offer
+
+from .scene import Scene
+from .test_codings import replay
+from .test_frozen import FROZEN
+
+FEW: dict[str, Any] = {"steps": 4, "batch": 2, "checkpoint_every": 2}
+HOURS, NEVER = 3600.0, 1e-9
+"""Seconds in which any link carries a step, and none."""
+
+
+def kept(scene: Scene) -> dict[str, str | None]:
+    found: dict[str, str | None] = json.loads((scene.folder / "hub" / "state" / "try.run.json").read_text())[
+        "codings"
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wire", "there", "back"),
+    [({"activations": "auto", "gradients": "auto", "auto_s": HOURS}, None, None),
+     ({"activations": "auto", "gradients": "auto", "auto_s": NEVER}, "int4", "int4"),
+     ({"activations": "auto", "auto_s": NEVER}, "int4", None),
+     ({"activations": "f16", "gradients": "auto", "auto_s": NEVER}, "f16", "int4")],
+)  # fmt: skip
+async def test_a_run_is_that_of_a_job_which_names_what_was_chosen(
+    scene: Scene, wire: dict[str, Any], there: str | None, back: str | None
+) -> None:
+    """SP-11.22: bit for bit."""
+    scene.cast("flair", "t1", training=FEW, wire=wire)
+    ran = await scene.together()
+    assert ran.result is not None and ran.result.complete, ran
+    assert kept(scene) == {"activations": there, "gradients": back}
+    named = {name: coding for name, coding in (("activations", there), ("gradients", back)) if coding}
+    scene.job(training=FEW, wire=named)
+    scene.assert_exact(as_travelled=True)
+
+
+def test_processes_measure_once_and_a_resumed_run_keeps_what_was_chosen(scene: Scene) -> None:
+    scene.cast(
+        "t1",
+        training={**FEW, "steps": 40},
+        wire={"activations": "auto", "gradients": "auto", "auto_s": NEVER},
+    )
+    hub, clients = scene.start_all()
+    scene.until_step(2)
+    said = re.search(r"codings.chosen .*", hub.said)
+    assert said is not None and re.search(r"site-t1 \S+ Mb/s up, \S+ Mb/s down, \S+ ms", said[0]), hub.said
+    assert "int4 (" in said[0]
+    assert "int4" in clients["t1"].said
+    hub.signal(9)
+    hub.code()
+    # Whatever would be chosen now.
+    scene.job(
+        training={**FEW, "steps": 40}, wire={"activations": "auto", "gradients": "auto", "auto_s": HOURS}
+    )
+    again = scene.start("hub")
+    assert again.code() == 0 and clients["t1"].code() == 0, again.said + clients["t1"].said
+    assert "decided when the run began" in again.said and "Mb/s" not in again.said
+    assert kept(scene) == {"activations": "int4", "gradients": "int4"}
+    assert "Traceback" not in hub.said + again.said + clients["t1"].said
+
+
+async def test_a_site_of_former_features_is_refused_in_one_line(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-10-1, SP-11.22-3."""
+    scene.cast("t1", training=FEW, wire={"activations": "auto"})
+
+    def older(**given: Any) -> Offer:
+        return Offer(**{**given, "features": tuple(name for name in given["features"] if name != "probe")})
+
+    monkeypatch.setattr(client, "Offer", older)
+    async with scene.running() as on:
+        await asyncio.wait([on.tasks["site-t1"]], timeout=30)
+        error = on.tasks["site-t1"].exception()
+    assert error is not None and str(error).endswith("the client does not offer probe"), error
+    assert "\n" not in str(error)
+
+
+async def test_a_coordinator_that_stops_while_it_waits_for_links_says_bye(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.cast("flair", "t1", training=FEW, wire={"activations": "auto"})
+    holds: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+    real = probing.Probing.hold
+
+    async def hold(self: probing.Probing, site: str, session: Session) -> bool:
+        holds.set_result(session)
+        return await real(self, site, session)
+
+    monkeypatch.setattr(probing.Probing, "hold", hold)
+    async with scene.running(only=("hub", "site-t1")) as on, asyncio.timeout(30):
+        session = await holds
+        on.stops["hub"].set()
+        await on.tasks["hub"]
+        assert session.ended.result() is None, "both said bye"
+
+
+async def test_a_site_that_never_comes_is_named(scene: Scene) -> None:
+    scene.cast("flair", "t1", training=FEW, wire={"activations": "auto"}, deadlines={"join_s": 1})
+    async with scene.running(only=("hub", "site-t1")) as on, asyncio.timeout(30):
+        with pytest.raises(DeadlinePassed, match="not measured after 1 s: the links of site-flair"):
+            await on.tasks["hub"]
+
+
+async def test_a_link_that_breaks_while_it_is_measured_is_measured_when_it_is_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.cast("flair", "t1", training=FEW, wire={"activations": "auto", "auto_s": HOURS})
+    broken: list[str] = []
+    real = probing.ProbedLink.carry
+
+    async def carry(self: probing.ProbedLink, way: str, octets: int) -> None:
+        if not broken and self.session.peer.site == "site-t1":
+            broken.append(way)
+            self.session.carrier_lost(Superseded("cut"))
+        await real(self, way, octets)
+
+    monkeypatch.setattr(probing.ProbedLink, "carry", carry)
+    ran = await scene.together()
+    assert broken and ran.result is not None and ran.result.complete, ran
+
+
+async def test_a_site_answers_no_probe_out_of_turn(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP-11.22-2."""
+    scene.cast("t1", training=FEW, wire={"activations": "auto"})
+    monkeypatch.setattr(probing, "Probe", lambda number, *rest: Probe(number % 8 + 1, *rest))
+    async with scene.running() as on, asyncio.timeout(30):
+        await asyncio.wait([on.tasks["site-t1"]])
+        error = on.tasks["site-t1"].exception()
+    assert isinstance(error, UnexpectedMessage) and "probe 2 where 1 was due" in str(error)
+
+
+def test_what_was_chosen_is_recorded_exported_and_driven_again(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A capture holds no probe; who reads job.toml later finds what the run chose."""
+    wire = {"activations": "auto", "gradients": "auto", "auto_s": NEVER}
+    scene.cast("t1", training={**FEW, "steps": 2}, wire=wire)
+    ran = asyncio.run(scene.together(curious=("hub", "site-t1")))
+    assert ran.result is not None and ran.result.complete, ran
+    hub = scene.folder / "hub"
+    for who, more in (
+        ("hub", ("coordinator", "--config", hub / "peer.toml", "--job", hub / "job.toml")),
+        ("site-t1", ("client", "--config", scene.folder / "site-t1" / "peer.toml")),
+    ):
+        capture = open_capture(scene.capture(who))
+        assert capture.header.job is not None and capture.header.job.activations == "int4"
+        assert not [one for one in capture.records() if one.head.name in ("probe", "probed")]
+        code, shown, error = replay(capsys, scene.capture(who), "--json", "--drive", *more)
+        assert code == 0, error + shown
+        assert json.loads(shown)["agrees"]
+    assert half_of(scene.config("hub"), "try", scene.settings).facts["precision"] == "int4"
+
+
+async def test_what_frozen_encoders_release_may_be_left_open_too(scene: Scene) -> None:
+    scene.cast("flair", "t1", training={**FROZEN, "steps": 3}, wire={"activations": "auto", "auto_s": NEVER})
+    ran = await scene.together()
+    assert ran.result is not None and ran.result.complete, ran
+    index = json.loads(next((scene.folder / "hub" / "state").glob("*/bank/bank.json")).read_text())
+    assert index["precision"] == "int4"
