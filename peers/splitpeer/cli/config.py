@@ -77,20 +77,22 @@ def _check_job(job: JobConfig, *, as_json: bool) -> None:
     if as_json:
         echo_json([asdict(one) for one in (Finding("settings", "ok", str(job.source)), *unused)])
         return
-    echo(f"{job.source}: ok: job {job.job.name}, sites {sites}; seats {seats}")
+    wire = "; how tensors travel is chosen when the run is started ([wire] auto)" if job.wire.auto else ""
+    echo(f"{job.source}: ok: job {job.job.name}, sites {sites}; seats {seats}{wire}")
     _warn(unused)
 
 
 def _invited(job: JobConfig, config: PeerConfig) -> list[Finding]:
     """Whether this site would accept the job. Raises ConfigError: it is not one of its sites, or no site."""
-    from splitpeer.site.invitation import networks, objections
+    from splitpeer.site.invitation import networks, objections, reservations
 
     if config.policy is None:
         raise click.UsageError("--job is for a site's peer.toml: a coordinator has no policy.")
     if found := objections(job, config):
         return [Finding("job", "problem", reason) for reason in found]
     accepted = Finding("job", "ok", f"{job.source}: ok: job {job.job.name} would be accepted")
-    return [accepted, *(Finding("job", "ok", text) for text in networks(config))]
+    doubts = [Finding("job", "warning", text) for text in reservations(job, config)]
+    return [accepted, *(Finding("job", "ok", text) for text in networks(config)), *doubts]
 
 
 def _warn(findings: Iterable[Finding]) -> None:

@@ -257,8 +257,9 @@ average_every = 0  # steps after which sites with the same modality average thei
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
     "wire": """
 # [wire]  # fewer bytes than [training] precision, at a loss of accuracy (docs/performance.md)
-# activations = "int8"  # f16, int8 or int4
+# activations = "int8"  # f16, int8 or int4; "auto": the coordinator measures the links and chooses
 # gradients = "int8"
+# auto_s = 0.1  # with "auto", seconds that a step's tensors may take in one direction
 """,
     "pretraining": """\
 # [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe

@@ -13,6 +13,7 @@ from splitpeer.settings.bounds import Bounds
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import first_weights
+from splitproto.codings import CODINGS
 from splitproto.errors import PolicyRefused, SchemaMismatch
 from splitproto.messages import JobOffer
 from splitproto.tensors import schema_digest
@@ -61,6 +62,16 @@ def objections(
         except (ConfigError, DataError) as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def reservations(job: JobConfig, config: PeerConfig) -> list[str]:
+    """What may be offered and would be declined, one line each: it is chosen when the run is started."""
+    taken = config.policy.precision if config.policy is not None else ()
+    if not job.wire.auto or not (declined := [coding for coding in CODINGS if coding not in taken]):
+        return []
+    return [
+        f'{job.source}: [wire] "auto" may choose {", ".join(declined)}, which this site declines (policy precision)'
+    ]
 
 
 def networks(config: PeerConfig) -> list[str]:

@@ -11,9 +11,10 @@ import pytest
 
 from splitpeer.captures.reader import open_capture
 from splitpeer.coordinator import probing
-from splitpeer.errors import DeadlinePassed
+from splitpeer.errors import DeadlinePassed, JobFailed
 from splitpeer.export.half import half_of
 from splitpeer.site import client
+from splitpeer.site.invitation import objections, reservations
 from splitproto import Session
 from splitproto.errors import Superseded, UnexpectedMessage
 from splitproto.messages import Probe
@@ -22,6 +23,7 @@ from splitproto.negotiation import Offer
 from .scene import Scene
 from .test_codings import replay
 from .test_frozen import FROZEN
+from .test_ranks import start_ranks
 
 FEW: dict[str, Any] = {"steps": 4, "batch": 2, "checkpoint_every": 2}
 HOURS, NEVER = 3600.0, 1e-9
@@ -116,11 +118,13 @@ async def test_a_coordinator_that_stops_while_it_waits_for_links_says_bye(
         assert session.ended.result() is None, "both said bye"
 
 
-async def test_a_site_that_never_comes_is_named(scene: Scene) -> None:
+async def test_a_site_that_never_comes_is_named_to_those_who_wait(scene: Scene) -> None:
     scene.cast("flair", "t1", training=FEW, wire={"activations": "auto"}, deadlines={"join_s": 1})
     async with scene.running(only=("hub", "site-t1")) as on, asyncio.timeout(30):
         with pytest.raises(DeadlinePassed, match="not measured after 1 s: the links of site-flair"):
             await on.tasks["hub"]
+        with pytest.raises(JobFailed, match=r"the coordinator ended the job: .*links of site-flair"):
+            await on.tasks["site-t1"]
 
 
 async def test_a_link_that_breaks_while_it_is_measured_is_measured_when_it_is_back(
@@ -179,3 +183,26 @@ async def test_what_frozen_encoders_release_may_be_left_open_too(scene: Scene) -
     assert ran.result is not None and ran.result.complete, ran
     index = json.loads(next((scene.folder / "hub" / "state").glob("*/bank/bank.json")).read_text())
     assert index["precision"] == "int4"
+
+
+@pytest.mark.timeout(300)
+def test_rank_0_chooses_and_the_other_ranks_need_not_know(scene: Scene) -> None:
+    scene.cast("t1", training=FEW, wire={"activations": "auto", "gradients": "auto", "auto_s": NEVER})
+    leader, other = start_ranks(scene)
+    site = scene.start("site-t1")
+    assert leader.code(240) == other.code(60) == site.code() == 0, leader.said + other.said + site.said
+    assert "codings.chosen" in leader.said and "codings.chosen" not in other.said
+    assert kept(scene) == {"activations": "int4", "gradients": "int4"}
+
+
+def test_who_checks_a_job_is_told_what_may_be_chosen(scene: Scene) -> None:
+    scene.cast("t1", training=FEW, wire={"gradients": "auto"})
+    job, config = scene.settings, scene.config("site-t1")
+    assert objections(job, config) == reservations(job, config) == []
+    scene.client("t1", policy={"coordinators": ["hub"], "precision": ["f32", "int8"]})
+    config = scene.config("site-t1")
+    assert objections(job, config) == []
+    (said,) = reservations(job, config)
+    assert '[wire] "auto" may choose f16, int4, which this site declines (policy precision)' in said
+    scene.job(training=FEW)
+    assert reservations(scene.settings, config) == []
