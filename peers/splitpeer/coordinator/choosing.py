@@ -46,7 +46,7 @@ class Fit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenCodings:
     """What was chosen; None: job.toml says it."""
 
     activations: Fit | None
@@ -60,7 +60,7 @@ class Choice:
 
 def choose(
     wire: Wire, job: Job, seats: Mapping[str, Sequence[Seat]], rates: Mapping[str, LinkRate]
-) -> Choice:
+) -> ChosenCodings:
     """The codings that `wire` leaves open.
 
     Args:
@@ -73,7 +73,7 @@ def choose(
         form: {site: step_octets(job, filled, form) for site, filled in seats.items()} for form in FORMS
     }
     up, down = ({site: getattr(rates[site], way) for site in seats} for way in ("up", "down"))
-    return Choice(
+    return ChosenCodings(
         least_lossy(octets, up, wire.auto_s) if wire.activations == AUTO else None,
         least_lossy(octets, down, wire.auto_s) if wire.gradients == AUTO else None,
     )
