@@ -13,10 +13,20 @@ from splitpeer.attacks.hijack.fsha import FSHA
 from splitpeer.attacks.not_applicable import NOT_APPLICABLE
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
+from splitpeer.site.probes import ProbeAnswers
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitproto.errors import CodecError
-from splitproto.messages import MESSAGES, WITH_TENSORS, Activations, Applied, Gradients, decode_head, encode
+from splitproto.messages import (
+    MESSAGES,
+    WITH_TENSORS,
+    Activations,
+    Applied,
+    Gradients,
+    Probe,
+    decode_head,
+    encode,
+)
 from splitproto.states import SERVICES
 
 from .watch import GradientWatch, describe, honest_training, painted
@@ -115,7 +125,9 @@ def test_tensors_cross_the_wire_as_activations_and_their_gradients_and_weights_o
     """
     weights = {"shared", "average"}
     labels, masks = {"logits", "loss-gradients", "prediction"}, {"segmented"}
-    assert {"activations", "gradients"} | weights | labels | masks == WITH_TENSORS
+    zeros = {"probe", "probed"}
+    assert {"activations", "gradients"} | weights | labels | masks | zeros == WITH_TENSORS
+    assert not ProbeAnswers().to(Probe(1, 9, {"octets": np.ones(9, np.uint8)})).tensors["octets"].any()
     # To and from the site that has the labels, and to the one that asked: no weights either.
     assert {service for service, names in SERVICES.items() if labels & set(names)} == {"label"}
     assert {service for service, names in SERVICES.items() if masks & set(names)} == {"infer"}

@@ -227,9 +227,14 @@ async def test_one_that_is_turned_away_meanwhile_is_not_waited_for(stage: Stage)
 async def test_a_site_that_joins_as_the_last_release_arrives_is_let_go_at_once(stage: Stage) -> None:
     """SP-11.17-8: it began to join while there was something to ask, and nobody would speak on that link for weeks."""
     client, session = await stage.link("charite")
-    hub = SimpleNamespace(_work=SimpleNamespace(needs_sites=False), _farewell=stage.farewell)
+    hub = SimpleNamespace(
+        _work=SimpleNamespace(needs_sites=False),
+        _farewell=stage.farewell,
+        _probing=None,
+        sites=stage.sites.values(),
+    )
     await asyncio.gather(
-        Coordinator._join(hub, stage.sites["charite"], session),  # type: ignore[arg-type]
+        Coordinator._join(hub, session),  # type: ignore[arg-type]
         hears(client, COLLECTED),
     )
     assert stage.record.told == ("charite",)
