@@ -25,6 +25,7 @@ MakePair = Callable[..., Any]
 def test_octets_go_there_and_back_and_a_job_can_still_be_offered(
     make_pair: MakePair, example: Callable[[str], Message]
 ) -> None:
+    """SP-11.22-1."""
     pair = make_pair().establish()
     for number, (there, back) in enumerate(((0, 0), (MAX_PROBE, 0), (0, MAX_PROBE), (1, 1)), start=1):
         pair.coordinator.send(Probe(number, back, filling(there)))

@@ -246,10 +246,14 @@ def test_no_word_that_was_legal_when_said_is_unexpected_when_heard(
     views = {side: Conversation(SERVICES) for side in Side}
     flying: dict[Side, deque[str]] = {side: deque() for side in Side}
     inventory_over = False
+    unanswered = heard = 0
     for act, side, choice in acts:
         if act == "hear":
             if flying[side]:
-                views[side].say(side.other, flying[side].popleft())
+                word = flying[side].popleft()
+                views[side].say(side.other, word)
+                heard += word == "probe"
+                unanswered -= word == "probed"
             continue
         legal = []
         for message in MESSAGES:
@@ -260,14 +264,18 @@ def test_no_word_that_was_legal_when_said_is_unexpected_when_heard(
                 trial.say(side, message)
             except UnexpectedMessage:
                 continue
-            # The one rule above the tables: "begin" answers the last inventory.
+            # Above the tables: "begin" answers the last inventory.
             if message == "begin" and not (inventory_over and not flying[COORDINATOR]):
                 continue
             if message == "inventory" and inventory_over:
+                continue
+            # SP-11.22-2: each probe is answered once, and waited for.
+            if (message == "probed" and not heard) or (message in ("probe", "job-offer") and unanswered):
                 continue
             legal.append(message)
         if legal:
             message = legal[choice % len(legal)]
             inventory_over = inventory_over or message == "inventory"
+            unanswered, heard = unanswered + (message == "probe"), heard - (message == "probed")
             views[side].say(side, message)
             flying[side.other].append(message)
