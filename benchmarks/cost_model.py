@@ -1,6 +1,7 @@
 """What a training step costs in octets, FLOPs and time, and what that means at sizes that nobody has measured.
 
 python benchmarks/cost_model.py             # the tables of docs/scale.md
+python benchmarks/cost_model.py --picture docs/scale.png
 python benchmarks/cost_model.py --check     # the model beside the figures that are kept in results/speed/
 """
 
@@ -11,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from rows import Found, Line
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitpeer.models import build_decoder, build_encoder, make_backbone
+from splitpeer.training import forms
 
 KEPT = Path(__file__).parent / "results" / "speed"
-OCTETS = {"f32": 4, "bf16": 2}
-"""Of a value on the wire."""
+CODECS = ("f32", "bf16", "int8", "int4")
+"""How values travel; f16 takes what bf16 takes."""
 TLS = 1 + 22 / 16384
 """Octets with records around them (RFC 8446, 5.2: header, content type, tag)."""
 TCP = 1 + 52 / 1448
@@ -58,7 +60,7 @@ def values(job: Job) -> int:
 
 def octets(job: Job) -> float:
     """Of one direction of the coordinator's link in a step, IP packets."""
-    return values(job) * OCTETS[job.codec] * job.sites * TLS * TCP
+    return forms.octets(job.codec, values(job)) * job.sites * TLS * TCP
 
 
 def flops(job: Job) -> tuple[float, float]:
@@ -147,12 +149,25 @@ def compared() -> Iterator[Compared]:
         for name, link in links["links"].items():
             model = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"])
             yield Compared(f"step, {name}", 1e3 * model, 1e3 * statistics.median(links["steps"][name]), "ms")
+        yield from _coded(links, alone)
     if sites := kept("sites"):
         cost = _per_site(sites, "64")
         for count in ("16", "256"):
             model = cost * int(count)
             yield Compared(f"coordinator's CPU in a step of {count} sites, from that of 64", model,
                            _per_site(sites, count) * int(count), "ms")  # fmt: skip
+
+
+def _coded(links: Mapping[str, Any], alone: float) -> Iterator[Compared]:
+    """Over links of `links.py`, with its coding; `alone`: seconds of a step without a network."""
+    coding, coded = links["coding"], links["coded"]
+    job = replace(DEMO, codec=coding)
+    down = statistics.median(one["down"] for one in links["coded_octets"])
+    yield Compared(f"octets from the coordinator in a step, {coding}", octets(job) / 1e6, down / 1e6, "MB")
+    for name, took in coded.items():
+        link = links["links"][name]
+        model = seconds(alone, octets(job), link["rate"], link["round_trip_s"])
+        yield Compared(f"step, {name}, {coding}", 1e3 * model, 1e3 * statistics.median(took), "ms")
 
 
 def _per_site(sites: Mapping[str, Any], count: str) -> float:
@@ -169,21 +184,52 @@ NARROW = (1, 1, 2, 4, 8)
 ROUND_TRIP_S = 0.010
 
 
+def computing(job: Job) -> float:
+    """Seconds of a step without a network: sites side by side, then the coordinator."""
+    return sum(flops(job)) / TFLOPS / 1e12
+
+
 def volumetric() -> Iterator[str]:
     """3-D windows of 128^3 at several rates."""
     encoder, decoder = flops(VOLUMETRIC)
-    compute = (encoder + decoder) / TFLOPS / 1e12
+    compute = computing(VOLUMETRIC)
     yield f"Encoder {encoder / 1e12:.2f} TFLOP, decoder {decoder / 1e12:.2f} TFLOP, {compute:.2f} s of computing."
     yield ""
     yield "| channels sent | codec | GB each way | 1 Gb/s | 10 Gb/s | 100 Gb/s |"
     yield "|---|---|---|---|---|---|"
     for widths in ((), NARROW):
-        for codec in OCTETS:
-            job = Job(3, VOLUMETRIC.window, 1, codec=codec, widths=widths)
+        for codec in CODECS:
+            job = replace(VOLUMETRIC, codec=codec, widths=widths)
             each = octets(job)
             took = [f"{seconds(compute, each, rate * GBIT, ROUND_TRIP_S):.2f} s" for rate in (1, 10, 100)]
             sent = ", ".join(map(str, widths)) or "all: 32, 32, 64, 128, 256"
             yield f"| {sent} | {codec} | {each / 1e9:.3g} | {' | '.join(took)} |"
+
+
+def draw(path: Path) -> None:
+    """A step of 3-D windows by the rate of the coordinator's link, for each codec."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rates = [10 ** (2 + exponent / 20) for exponent in range(61)]  # 100 Mb/s to 100 Gb/s
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    compute = computing(VOLUMETRIC)
+    for codec, colour in zip(CODECS, ("#1b1b1b", "#8a8a8a", "#2a6fbb", "#d1602f"), strict=True):
+        for widths, style, sent in (((), "-", "all channels"), (NARROW, "--", "1, 1, 2, 4, 8")):
+            each = octets(replace(VOLUMETRIC, codec=codec, widths=widths))
+            took = [seconds(compute, each, rate * 1e6, ROUND_TRIP_S) for rate in rates]
+            axes.plot(rates, took, style, color=colour, label=f"{codec}, {sent}")
+    axes.axhline(compute, color="#999999", linewidth=0.8)
+    axes.annotate("computing alone", (rates[0], compute), (4, -11), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="rate of the coordinator's link", ylabel="seconds a step")
+    axes.set_xticks([100, 1000, 10_000, 100_000], ["100 Mb/s", "1 Gb/s", "10 Gb/s", "100 Gb/s"])
+    axes.set_yticks([1, 10, 100], ["1", "10", "100"])
+    axes.set_title("3-D windows of 128^3, four sites, by the model", loc="left", fontsize=11)
+    axes.grid(which="major", color="#dddddd", linewidth=0.6)
+    axes.legend(title="codec, channels sent", fontsize=8, title_fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def private(patients: int = 1000) -> Iterator[str]:
@@ -236,7 +282,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only compare with the figures that are kept")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--picture", type=Path, help="draw a step by the rate of the link, as PNG")
     given = parser.parse_args()
+    if given.picture:
+        draw(given.picture)
+        return
     if given.json:
         print(json.dumps({"compared": [asdict(one) for one in compared()]}, indent=1))
         return

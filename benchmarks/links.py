@@ -230,6 +230,7 @@ def main() -> None:
         },
         "steps": {n: [took for block in of for took in block["seconds"]] for n, of in blocks.items()},
         "octets": [{"up": block["up"], "down": block["down"]} for of in blocks.values() for block in of],
+        "coding": CODING,
         "coded": {n: [took for block in of for took in block["seconds"]] for n, of in coded.items()},
         "coded_octets": [{"up": block["up"], "down": block["down"]} for of in coded.values() for block in of],
         "blocks": blocks,

@@ -17,6 +17,10 @@ def test_octets_are_those_of_the_cut_for_each_site_and_sample() -> None:
     assert each == pytest.approx(4 * VALUES, rel=0.05)
     assert each > 4 * VALUES
     assert cost_model.octets(replace(ONE, batch=3, sites=2, codec="bf16")) == pytest.approx(3 * each)
+    # Each level of a sample fills whole blocks of 64 here, but for the last one.
+    coded = {"int8": 64 + 2, "int4": 32 + 2}
+    for codec, block in coded.items():
+        assert cost_model.octets(replace(ONE, codec=codec)) / each == pytest.approx(block / 256, rel=0.01)
 
 
 def test_flops_grow_with_the_batch_and_only_the_decoder_sees_more_sites() -> None:
