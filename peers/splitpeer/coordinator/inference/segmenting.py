@@ -42,6 +42,7 @@ from splitpeer.errors import DeadlinePassed, JobFailed, PeerError, told_of
 from splitpeer.federation.inference import Volume, questions, task_on_wire, windows_of
 from splitpeer.federation.seating import Parts
 from splitpeer.federation.terms import window_of
+from splitpeer.ranks.group import RankLost
 from splitproto import SplitprotoError
 from splitproto.errors import printable
 from splitproto.messages import (
@@ -135,6 +136,9 @@ class PatientSegmenter:
 
         Args:
             progress: told how many windows are done, and how many there are.
+
+        Raises:
+            RankLost: of the coordinator's own; no request can be served.
         """
         self._asked, self._late = set(), set()
         try:
@@ -164,6 +168,9 @@ class PatientSegmenter:
             code, reason = "deadline", f"it took longer than {deadline_s:g} s ([inference] deadline_s)"
         except NoSegmentation as ended:
             code, reason = ended.code, ended.reason
+        except RankLost:
+            # Nothing can be computed before a new start: who waits is served then.
+            raise
         except (PeerError, SplitprotoError) as error:
             # What others are told names no file, so this log has the rest.
             log.warning("a segmentation for %s failed: %s", request.site, printable(str(error)))
