@@ -301,7 +301,7 @@ class Audited:
         if missing and self.partners is not None:
             theirs = self.partners.images(samples, self.own_volumes, window)
             images |= {seat.name: np.concatenate([theirs[m] for m in seat.modalities], 1) for seat in missing}
-        return read(sent(adversary.parts, samples, images), self.job.fusion)
+        return read(sent(adversary.parts, samples, images), self.job)
 
     def beside(self, seat: Seat) -> dict[int, np.ndarray]:
         """The adversary's own images at each distance from its windows, as `shadow_beside`; of partners those of their

@@ -30,7 +30,7 @@ from splitpeer.training.forms import activations_form, gradients_form
 from splitpeer.training.split_step import Arrays, ClientHalf
 from splitpeer.training.sums import fused
 from splitproto.fusion import dtype_of
-from splitproto.messages import Fusion, Job, Sample, Seat
+from splitproto.messages import Job, Sample, Seat
 
 MODE = "release"
 AT_ONCE = 16
@@ -68,11 +68,13 @@ def sent(
     return found
 
 
-def read(values: Mapping[str, Mapping[str, Arrays]], terms: Fusion | None) -> Arrays:
-    """What the coordinator reads of them: the sum, or without `terms` all of it, one seat after the other."""
-    if terms is not None:
-        return fused(values, terms)
-    levels = [one for by_seat in values.values() for one in by_seat.values()]
+def read(values: Mapping[str, Mapping[str, Arrays]], job: Job) -> Arrays:
+    """What the coordinator of `job` reads of them: the sum, or without one all of it, one seat after the other."""
+    if job.fusion is not None:
+        return fused(values, job.fusion)
+    # SP-11.21-7: "what the coordinator reads are the decoded values, and an audit MUST be of those".
+    form = activations_form(job)
+    levels = [form.read(one) for by_seat in values.values() for one in by_seat.values()]
     return {name: np.concatenate([one[name] for one in levels], axis=1) for name in levels[0]}
 
 

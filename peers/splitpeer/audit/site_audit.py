@@ -286,4 +286,4 @@ class _Attacked:
         (site,) = self.rehearsal.sites
         name = self.seat.name
         images = {name: site.job.channels.batch(name, samples, self.rehearsal.window, None)}
-        return read(sent(alone.parts, samples, images), None)
+        return read(sent(alone.parts, samples, images), alone.job)

@@ -128,7 +128,7 @@ class Allies:
             every = known.name == ALL_OTHERS or len(seats) == 1
             adversary, samples = self._helped(known.name, every=every), people.targets.samples
             images = people.shown(adversary.parts, self.alone.site, self.stacks)
-            levels = read(sent(adversary.parts, samples, images), adversary.job.fusion)
+            levels = read(sent(adversary.parts, samples, images), adversary.job)
             one = adversary.experiment(samples, levels, judge, people.others, source)
             yield ALL if every else ONE, colluding_experiment(one, known)
 

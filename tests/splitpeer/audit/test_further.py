@@ -18,6 +18,7 @@ from splitpeer.audit.experiment import Order
 from splitpeer.audit.judge import Outcome, drawn_from
 from splitpeer.audit.rehearsal import Protection
 from splitpeer.audit.release_audit import ReleaseAudit
+from splitpeer.audit.site_audit import SiteAudit
 from splitpeer.audit.stand_in_partners import StandIns, drawn_as
 from splitpeer.audit.together import Complete
 from splitpeer.audit.wider import WIDER, wider_orders
@@ -28,6 +29,7 @@ from splitpeer.report.words import NEIGHBOURS
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.sums import fused
+from splitproto import codings
 
 from .test_audit_command import site as site
 from .test_release_audit import POLICY, SUM, run, words_of
@@ -100,6 +102,29 @@ def test_a_site_reads_what_neighbours_helpers_and_its_training_show(
     ):  # fmt: skip
         assert said in page, said
     assert "Parties that work together" not in page and "Membership inference: whether" not in page
+
+
+def test_wider_views_are_of_what_is_read_of_a_coding(
+    place: Any, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.21-7. To code again what a coding has rounded changes nothing."""
+    found: list[dict[str, np.ndarray]] = []
+    made = release_audit.Onlooker.targets
+    monkeypatch.setattr(
+        release_audit.Onlooker,
+        "targets",
+        lambda self, samples, levels: (found.append(levels), made(self, samples, levels))[1],
+    )
+    job = tmp_path / "coded.toml"
+    job.write_text(place.job.read_text() + '[wire]\nactivations = "int4"\n')
+    site.write_text(site.read_text().replace('defences = ["dropout:0.3"]\n', ""))
+    audit = SiteAudit(PeerConfig.load(site), JobConfig.load(job), tmp_path / "out", samples=2, shadow_images=20,
+                      partners=renamed(place.shadow, tmp_path / "others"), wider=(INVERSE,), steps=1)  # fmt: skip
+    audit.run(["pca"], [Protection()])
+    assert len(found) == 3, "samples, slices around them, and people of whom helpers have images"
+    for values in (array for levels in found for array in levels.values()):
+        again = codings.decode(codings.encode(values, "int4"), "int4", values.shape[1:])
+        assert np.array_equal(again, values)
 
 
 def test_without_strangers_nobody_is_asked_who_was_trained_on(

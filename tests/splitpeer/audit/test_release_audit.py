@@ -22,6 +22,7 @@ from splitpeer.cli import main
 from splitpeer.report.store import load_run
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
+from splitproto import codings
 from splitproto.fusion import greatest
 
 from .test_audit_command import site as site
@@ -189,6 +190,22 @@ def test_without_a_sum_each_site_is_read_by_itself(place: Any, site: Path, tmp_p
     assert found["0-undefended"]["capture"]["summed"] is None
     page = words_of(out / "report.html")
     assert "Nothing: no gradient is sent." in page and "What the coordinator cannot see" not in page
+
+
+def test_what_is_attacked_is_what_is_read_of_a_coding(
+    place: Any, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.21-7. A coordinator of frozen encoders reads four bits a value, and not what they are rounded from."""
+    site.write_text(site.read_text().replace('defences = ["dropout:0.3"]\n', ""))
+    plain, coded = tmp_path / "plain.toml", tmp_path / "coded.toml"
+    plain.write_text(place.job.read_text().replace("[training]\n", '[training]\nencoders = "frozen"\n'))
+    coded.write_text(plain.read_text() + '[wire]\nactivations = "int4"\n')
+    exact, found = (
+        levels_of(audit_of(site, job, tmp_path / job.stem), monkeypatch)["alone"] for job in (plain, coded)
+    )
+    for name, values in exact.items():
+        read = codings.decode(codings.encode(values, "int4"), "int4", values.shape[1:])
+        assert np.array_equal(found[name], read) and not np.array_equal(read, values), name
 
 
 def test_what_it_cannot_audit_is_one_line(
