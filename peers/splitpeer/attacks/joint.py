@@ -92,9 +92,17 @@ def joint_view(views: Sequence[View], terms: Fusion | None = None) -> View:
     modalities = tuple(modality for view in views for modality in view.seat.modalities)
     site = "+".join(dict.fromkeys(view.site for view in views))
     reads, parts = ("the sum over sites", 1) if terms else ("all sites", len(views))
+    form = "f32" if terms else first.form
     seat = Seat(NAME, modalities)
     return replace(
-        first, site=site, seat=seat, targets=tuple(targets), traffic=tuple, reads=reads, parts=parts
+        first,
+        site=site,
+        seat=seat,
+        targets=tuple(targets),
+        traffic=tuple,
+        reads=reads,
+        parts=parts,
+        form=form,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.specs import by_place
 from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import AttackImpossible, ConfigError
+from splitpeer.training.forms import WireForm
 from splitproto.messages import Sample
 
 DRAWS = 4
@@ -69,7 +70,7 @@ class SimulatedDefences:
             for d in stack.defences
         ]
         self.kept = any(defence.spec.kept for defence in self._stack)
-        self._parts, self._clear = view.parts, view.clear_channels
+        self._parts, self._clear, self._form = view.parts, view.clear_channels, view.form
 
     def __bool__(self) -> bool:
         return bool(self._stack)
@@ -101,8 +102,8 @@ class SimulatedDefences:
         )
 
     def release(self, tensors: Tensors, number: int, view: int = 0) -> Tensors:
-        """One release of samples `number`; what is drawn once per sample is the same for every `view`."""
-        return self._release(self._stack, tensors, number, view)
+        """One release of samples `number`, as it is read; what is drawn once per sample is alike for every `view`."""
+        return self._read(self._release(self._stack, tensors, number, view))
 
     @torch.no_grad()
     def _release(self, stack: Sequence[Defence], tensors: Tensors, number: int, view: int = 0) -> Tensors:
@@ -111,13 +112,33 @@ class SimulatedDefences:
         count = len(next(iter(tensors.values())))
         samples = tuple(Sample(_key(number, index), (0, 0, 0)) for index in range(count))
         release = Release(b"rehearsal" + bytes(7), "infer", view, number, samples)
-        own = {n: t[:, : t.shape[1] - self._clear.get(n, 0)] for n, t in tensors.items()}
-        sent: list[Tensors] = []
-        for place, part in enumerate(_apart(own, self._parts)):
+
+        def defended(part: Tensors, place: int) -> Tensors:
             # Another key for every number: the noise that the site draws once and keeps is unknown to the adversary.
             key = hashlib.sha256(self._key + b"%d" % number + (b" %d" % place if place else b"")).digest()
-            sent.append(Stack(list(stack), key)(part, release))
-        # What a site that works with the adversary shows in clear is not defended.
+            left: Tensors = Stack(list(stack), key)(part, release)
+            return left
+
+        return self._sent(tensors, defended)
+
+    @torch.no_grad()
+    def _read(self, tensors: Tensors) -> Tensors:
+        """What is read of them after the wire, where that rounds (SP-11.21-6): no defence, but public as one."""
+        if self._form == "f32":
+            return tensors
+
+        def travelled(part: Tensors, place: int) -> Tensors:
+            form = WireForm(self._form, {name: tuple(t.shape[1:]) for name, t in part.items()})
+            arrays = form.read({name: t.cpu().numpy() for name, t in part.items()})
+            return {name: torch.from_numpy(array).to(part[name]) for name, array in arrays.items()}
+
+        return self._sent(tensors, travelled)
+
+    def _sent(self, tensors: Tensors, through: Callable[[Tensors, int], Tensors]) -> Tensors:
+        """Each part of the channels through what happens to it, told its place; what a site that works with the
+        adversary shows in clear is neither defended nor sent."""
+        own = {n: t[:, : t.shape[1] - self._clear.get(n, 0)] for n, t in tensors.items()}
+        sent = [through(part, place) for place, part in enumerate(_apart(own, self._parts))]
         clear = {name: tensor[:, own[name].shape[1] :] for name, tensor in tensors.items()}
         return {name: torch.cat([*(part[name] for part in sent), clear[name]], 1) for name in tensors}
 
@@ -151,10 +172,11 @@ class SimulatedDefences:
             exact: levels of which `Effect.left` and `Effect.steps` are told, apart from the scatter.
         """
         stack = [d for d in self._stack if not d.kind.channel_mixing]
-        if not stack:
+        if not stack and self._form == "f32":
             ones = torch.ones(len(next(iter(tensors.values()))))
             return {name: Effect(ones.to(t), torch.zeros_like(ones).to(t)) for name, t in tensors.items()}
-        drawn = [self._release(stack, tensors, number) for number in range(DRAWS)]
+        draws = range(DRAWS if stack else 1)
+        drawn = [self._read(self._release(stack, tensors, number)) for number in draws]
         return {
             name: self._exact(stack, tensors, name)
             if name in exact
@@ -170,7 +192,7 @@ class SimulatedDefences:
         drawn = [self._release(body[:cut], tensors, number) for number in range(DRAWS)]
         before = _effect(tensors[name], torch.stack([d[name] for d in drawn]))
         after = [
-            _effect(d[name], self._release(body[cut:], d, number)[name].unsqueeze(0))
+            _effect(d[name], self._read(self._release(body[cut:], d, number))[name].unsqueeze(0))
             for number, d in enumerate(drawn)
         ]
         gain = torch.stack([one.gain for one in after]).mean(0)

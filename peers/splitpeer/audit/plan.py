@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from splitpeer.settings.job import Wire
 from splitpeer.settings.loading import Section, Settings
 from splitpeer.settings.values import Levels, Location, Modality, Seed
 
@@ -77,6 +78,8 @@ class SweepConfiguration(Section):
     gradients: tuple[str, ...] = ()
     levels: Levels | None = None
     """Levels that the job asks for; default: those of job.toml."""
+    wire: Wire | None = None
+    """Codings of activations and gradients; default: those of job.toml."""
     attacks: tuple[str, ...] = ()
     """Instead of those of [sweep]."""
     also_after: tuple[PositiveInt, ...] = ()
@@ -94,7 +97,8 @@ class SweepConfiguration(Section):
         return [
             SweepConfiguration(
                 name=put((self.name,), s)[0], defences=put(self.defences, s), image=put(self.image, s),
-                gradients=put(self.gradients, s), levels=self.levels, attacks=self.attacks, also_after=self.also_after,
+                gradients=put(self.gradients, s), levels=self.levels, wire=self.wire, attacks=self.attacks,
+                also_after=self.also_after,
             )
             for s in self.strengths
         ]  # fmt: skip

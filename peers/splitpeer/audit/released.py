@@ -150,6 +150,7 @@ class Onlooker:
             role="coordinator", site=self.site, seat=self.seat, seats=(self.seat,), backbone=backbone_of(self.job),
             window=tuple(self.job.window), targets=targets, defences=self.defences,
             fusion="secure-sum" if self.job.fusion is not None else "", summed=self.summed,
+            form=activations_form(self.job).name if self.job.fusion is None else "f32",
         )  # fmt: skip
 
     def _knowledge(self, view: View, others: Samples) -> Knowledge:

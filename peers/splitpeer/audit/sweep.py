@@ -101,7 +101,7 @@ class SweepTask:
 def _written(configuration: SweepConfiguration) -> dict[str, Any]:
     """Its description from the file; an unused key must not invalidate old results."""
     everything = configuration.model_dump(mode="json")
-    return {name: value for name, value in everything.items() if value or name != "also_after"}
+    return {name: value for name, value in everything.items() if value or name not in ("also_after", "wire")}
 
 
 def sweep(
@@ -238,6 +238,8 @@ def play(task: SweepTask) -> dict[str, Any]:
     scene, head, one, job = _scene(task), task.plan.sweep, task.configuration, task.job
     if one.levels is not None:
         job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
+    if one.wire is not None:
+        job = job.model_copy(update={"wire": one.wire})
     protection = Protection(one.defences, one.image, one.gradients)
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     defended = bool(protection.defences or protection.image)

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from splitpeer.attacks.view import coordinator_view
+from splitpeer.captures.reader import open_capture
 from splitpeer.cli import main
 from tests.splitpeer.roles.scene import free_port
 
@@ -213,6 +216,19 @@ def test_two_ranks_make_the_table_of_one(place: Any, tmp_path: Path) -> None:
         assert not (tmp_path / "1" / name).exists()
     parts = [{path.parent.name for path in (tmp_path / n).glob("*/point.json")} for n in "01"]
     assert parts == [{"none-seed7"}, {"gaussian-1-seed7"}]
+
+
+def test_a_sweep_trains_and_attacks_under_the_codings_of_a_configuration(place: Any, tmp_path: Path) -> None:
+    plan, out = tmp_path / "sweep.toml", tmp_path / "sweep"
+    text = SWEEP.replace('joint = ["whitebox:iterations=5"]\n', "").replace("views = [1, 3]", "views = [1]")
+    text = text.replace('"pca", "whitebox:iterations=15"', '"pca"').partition("[[configuration]]")[0]
+    text += '[[configuration]]\nname = "four bits"\nwire = {{activations = "int4", gradients = "int8"}}\n'
+    plan.write_text(text.format(data=place.data, shadow=place.shadow))
+    assert run("audit", "--sweep", plan, "--job", place.job, "--out", out, "--keep-captures") == 0
+    capture = open_capture(out / "four-bits-seed7" / "coordinator.cap")
+    assert capture.header.job.activations == "int4" and capture.header.job.gradients == "int8"
+    view = coordinator_view(capture, "t1", choose=lambda found: found[:1])
+    assert view.form == "int4" and len(np.unique(view.targets[0].shots[0].activations["x4"])) <= 15
 
 
 def test_a_sweep_names_every_contrast_collusions_and_members(place: Any, tmp_path: Path) -> None:

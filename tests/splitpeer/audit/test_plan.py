@@ -12,6 +12,8 @@ from splitpeer.audit.plan import SweepPlan
 from splitpeer.audit.table import BEGIN, END, efforts, markdown, write_into
 from splitpeer.defences.kinds import KINDS
 from splitpeer.errors import ConfigError
+from splitpeer.settings.job import Wire
+from splitproto.codings import CODINGS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,6 +46,16 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str,
     with pytest.raises(ConfigError) as caught:
         plan(tmp_path, text)
     assert said in str(caught.value) and "\n" not in str(caught.value) and "sweep.toml" in str(caught.value)
+
+
+def test_a_configuration_may_name_codings(tmp_path: Path) -> None:
+    shipped = SweepPlan.load(ROOT / "examples/privacy/codings.toml").all()
+    said = {one.name: (one.wire.activations, one.wire.gradients) for one in shipped if one.wire is not None}
+    assert said == {name: (name, name) for name in CODINGS} and shipped[0].wire is None
+    (found,) = plan(
+        tmp_path, '[[configuration]]\nname = "g {}"\nwire = {gradients = "int8"}\nstrengths = [1]\n'
+    ).all()
+    assert found.wire == Wire(gradients="int8")
 
 
 def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:

@@ -198,7 +198,8 @@ def _course_digest(view: View, knowledge: Knowledge, seen: Evidence, turned: boo
     """Of all that a network learns from: encoder, images, defences, and how often and how large values were seen."""
     what = (
         id(knowledge.model), id(knowledge.shadow[view.seat.name]), knowledge.shadow_patients, knowledge.adaptive,
-        view.seat, view.window, view.backbone, view.defences, view.parts, view.clear, turned,
+        view.seat, view.window, view.backbone, view.defences, view.form, view.parts, view.clear,
+        turned,
         seen.views.tolist(), [(name, level.masked, level.mean.shape) for name, level in seen.levels.items()],
     )  # fmt: skip
     found = hashlib.sha256(repr(what).encode())
