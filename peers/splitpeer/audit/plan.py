@@ -86,6 +86,12 @@ class SweepConfiguration(Section):
     """Training steps after which the targets are asked for as well, and whose weights the adversary holds too."""
     strengths: tuple[float, ...] = ()
 
+    @model_validator(mode="after")
+    def _coding_is_named(self) -> Self:
+        if self.wire is not None and self.wire.auto:
+            raise ValueError('wire = "auto" measures links, and a sweep has none: name a coding')
+        return self
+
     def expanded(self) -> list[SweepConfiguration]:
         """One configuration for each strength."""
         if not self.strengths:

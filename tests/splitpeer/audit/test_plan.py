@@ -39,6 +39,7 @@ def test_strengths_are_spelled_out(tmp_path: Path) -> None:
         ("", "configuration"),
         ('[[configuration]]\nname = "a"\n[[configuration]]\nname = "A"\n', "twice"),
         ('[[configuration]]\nname = "a"\ndefenses = []\n', "defenses"),
+        ('[[configuration]]\nname = "a"\nwire = {activations = "auto"}\n', "name a coding"),
         ('[sweep]\nviews = []\n[[configuration]]\nname = "a"\n', "views"),
     ],
 )
