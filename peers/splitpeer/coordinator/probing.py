@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from splitpeer.coordinator.choosing import LinkRate
+from splitpeer.coordinator.holder import Holding
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import DeadlinePassed
@@ -73,10 +74,15 @@ class ProbedLink:
         self._number += 1
         began = time.perf_counter()
         try:
-            await self.session.send(Probe(self._number, back, filling(there)), self._answer_s)
+            # Whose answer is here already passes for a link that takes no time.
+            early = self.session.waiting
+            if not early:
+                await self.session.send(Probe(self._number, back, filling(there)), self._answer_s)
             answer = await self.session.receive(self._answer_s, f"an answer to probe {self._number}")
             if isinstance(answer, Bye):
                 self.failed = True  # whoever holds the link answers it
+            elif early:
+                raise UnexpectedMessage(f"a {answer.name} before probe {self._number} was sent")
             else:
                 self._check(answer, back)
         except SplitprotoError as error:
@@ -104,6 +110,7 @@ class Probing:
 
     def __init__(self, sites: Sequence[str], answer_s: float, report: h.Reporter) -> None:
         self._sites, self._answer_s, self._report = tuple(sites), answer_s, report.to(LogSink(log))
+        self._everywhere = report
         self._held: dict[str, Session] = {}
         self._changed, self._over = asyncio.Event(), asyncio.Event()
 
@@ -111,10 +118,11 @@ class Probing:
         """Keep a link until all are measured; whether a job can be offered on it then."""
         if self._over.is_set():
             return True
-        if (older := self._held.get(site)) is not None:
-            older.fail(Superseded(f"a newer link of {site} is here"))
+        if not await self._makes_room(site, session):
+            return False
         self._held[site] = session
         self._changed.set()
+        # Set already, where all were measured while an older link was asked.
         over = asyncio.ensure_future(self._over.wait())
         try:
             # Cancelled where the coordinator ends: the link stays listed, and `say_bye` says why.
@@ -167,6 +175,25 @@ class Probing:
         await asyncio.gather(*(session.close(reason, text) for session in held.values()))
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    async def _makes_room(self, site: str, session: Session) -> bool:
+        """Whether the link of `site` that is held, if any, does not answer any more; if it does, `session` ends.
+
+        SP-11.14-4: a daemon that was started twice, or a copied key, does not cost the site the place that it has.
+        """
+        second = Holding(site, self._everywhere)
+        try:
+            await second.take(session, b"", lambda: self._alive(site))
+        except Superseded as error:
+            session.fail(error)
+            second.note_second(session, self._held.get(site), str(error))
+            return False
+        return True
+
+    def _alive(self, site: str) -> Session | None:
+        """The link of `site` that is held and that it does not leave."""
+        older = self._held.get(site)
+        return None if older is None or older.leaving.done() else older
 
     async def _probe(self, links: Sequence[ProbedLink]) -> None:
         # Twice: the first answer of a process may be late.

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import ConfigError
-from splitpeer.federation.terms import Codings, run_folder
+from splitpeer.federation.terms import Codings, codings_of, run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
@@ -72,7 +72,7 @@ class RunRecord:
     def __init__(self, config: PeerConfig, job: JobConfig, resume: bool | None, report: h.Reporter) -> None:
         self._report = report.to(LogSink(log))
         self._path = config.peer.state / f"{job.job.name}{SUFFIX}"
-        self._terms, self._auto = terms_of(job), job.wire.auto
+        self._terms, self._wire = terms_of(job), job.wire
         self.run = secrets.token_bytes(16)
         self.state: State = "new"
         """new: not begun. running. serving: trained and scored; sites stay. farewell: the same;
@@ -221,7 +221,7 @@ class RunRecord:
                 "job.toml has changed since the run that is to be resumed; change it back, "
                 "or start with --fresh"
             )
-        if self._auto and last.get("codings") is None:
+        if self._wire.auto and last.get("codings") is None:
             raise ConfigError(
                 '[wire] "auto" was written after the run that is to be resumed began: change it back, or start '
                 "with --fresh"
@@ -242,6 +242,13 @@ class RunRecord:
             self.codings = codings_in(last)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
+        if self.codings is not None and codings_of(self._wire, self.codings) != self.codings:
+            # Its sites would decline it: SP-11-2.
+            there, back = (coding or "none" for coding in self.codings)
+            raise ConfigError(
+                "[wire] has changed since the run that is to be resumed began, in which activations travel as "
+                f"{there} and gradients as {back}: change it back, or start with --fresh"
+            )
 
     def _write(self, state: State) -> None:
         self.state = state

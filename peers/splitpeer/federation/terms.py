@@ -18,7 +18,7 @@ from splitpeer.models.registry import backbone_of, cut_of, kept_values, on_wire,
 from splitpeer.models.registry import encoder_parameters as parameters_of
 from splitpeer.privacy.accounting import FARTHEST
 from splitpeer.settings.bounds import Bounds
-from splitpeer.settings.job import MAX_STEPS, JobConfig
+from splitpeer.settings.job import MAX_STEPS, JobConfig, Wire
 from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.settings.values import AUTO
 from splitpeer.training.forms import activations_form
@@ -71,17 +71,21 @@ class Codings(NamedTuple):
 NOT_CODED = Codings(None, None)
 
 
+def codings_of(wire: Wire, chosen: Codings = NOT_CODED) -> Codings:
+    """Those that are written; `chosen` where it is left to the coordinator ("auto")."""
+    return Codings(
+        chosen.activations if wire.activations == AUTO else wire.activations,
+        chosen.gradients if wire.gradients == AUTO else wire.gradients,
+    )
+
+
 def job_on_wire(config: JobConfig, chosen: Codings = NOT_CODED) -> Job:
     """What sites must know of `job.toml`.
 
     Args:
         chosen: the codings that `[wire]` leaves to the coordinator ("auto").
     """
-    wire = config.wire
-    codings = Codings(
-        chosen.activations if wire.activations == AUTO else wire.activations,
-        chosen.gradients if wire.gradients == AUTO else wire.gradients,
-    )
+    codings = codings_of(config.wire, chosen)
     training, backbone = config.training, config.model.backbone()
     return Job(
         name=config.job.name,

@@ -11,14 +11,18 @@ import pytest
 
 from splitpeer.captures.reader import open_capture
 from splitpeer.coordinator import probing
-from splitpeer.errors import DeadlinePassed, JobFailed
+from splitpeer.coordinator.record import RunRecord
+from splitpeer.daemon import happenings as h
+from splitpeer.errors import ConfigError, DeadlinePassed, JobFailed
 from splitpeer.export.half import half_of
 from splitpeer.site import client
 from splitpeer.site.invitation import objections, reservations
-from splitproto import Session
-from splitproto.errors import Superseded, UnexpectedMessage
-from splitproto.messages import Probe
+from splitproto import Session, dial
+from splitproto.constants import MAX_PROBE
+from splitproto.errors import RemoteError, Superseded, UnexpectedMessage
+from splitproto.messages import Bye, Probe, Probed
 from splitproto.negotiation import Offer
+from splitproto.probes import filling
 
 from .scene import Scene
 from .test_codings import replay
@@ -153,6 +157,85 @@ async def test_a_site_answers_no_probe_out_of_turn(scene: Scene, monkeypatch: py
         await asyncio.wait([on.tasks["site-t1"]])
         error = on.tasks["site-t1"].exception()
     assert isinstance(error, UnexpectedMessage) and "probe 2 where 1 was due" in str(error)
+
+
+async def test_an_answer_that_is_there_before_its_probe_measures_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SP-11.22-2: a site cannot pass for one whose link takes no time."""
+    scene.cast("t1", training=FEW, wire={"activations": "auto"})
+
+    async def ahead(self: client.Client, session: Session) -> Bye:
+        for number, octets in enumerate((0, 0, 0, 0, probing.FIRST, MAX_PROBE), start=1):
+            await session.send(Probed(number, filling(octets)))
+        while not isinstance(message := await session.receive(30), Bye):
+            assert isinstance(message, Probe)
+        return message
+
+    real = probing.ProbedLink.round_trip
+
+    async def late(self: probing.ProbedLink) -> None:
+        while not self.session.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await real(self)
+
+    monkeypatch.setattr(client.Client, "_join", ahead)
+    monkeypatch.setattr(probing.ProbedLink, "round_trip", late)
+    async with scene.running() as on, asyncio.timeout(30):
+        await asyncio.wait([on.tasks["site-t1"]])
+        error = on.tasks["site-t1"].exception()
+    assert isinstance(error, RemoteError) and "before probe 1 was sent" in str(error), error
+
+
+async def test_a_link_that_is_held_and_answers_is_not_given_up_for_a_second(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SP-11.14-4 where sites have joined: a copied certificate does not cost the first its place."""
+    scene.cast("flair", "t1", training=FEW, wire={"activations": "auto"})
+    held: asyncio.Queue[tuple[Session, bool | None]] = asyncio.Queue()
+    real = probing.Probing.hold
+
+    async def hold(self: probing.Probing, site: str, session: Session) -> bool:
+        held.put_nowait((session, None))
+        answer = await real(self, site, session)
+        held.put_nowait((session, answer))
+        return answer
+
+    monkeypatch.setattr(probing.Probing, "hold", hold)
+    async with scene.running(only=("hub", "site-t1")) as on, asyncio.timeout(30):
+        first, _ = await held.get()
+        config = scene.config("site-t1")
+        again = await dial(
+            str(config.network.coordinator), config.credentials(), config.allow_list(), Offer()
+        )
+        second, _ = await held.get()
+        assert await held.get() == (second, False)
+        with pytest.raises(RemoteError, match="another link of site-t1 is alive"):
+            await again.receive(5)
+        assert first.alive
+        first.carrier_lost(Superseded("cut"))
+        assert await held.get() == (first, False)
+        assert not on.tasks["hub"].done()
+
+
+def test_a_coding_that_is_written_later_is_not_that_of_the_run(scene: Scene) -> None:
+    scene.cast("t1", training=FEW, wire={"activations": "auto", "gradients": "auto", "auto_s": NEVER})
+
+    async def until_it_began() -> None:
+        async with scene.running() as on:
+            while not list((scene.folder / "hub" / "state").glob("try.run.json")):
+                assert not on.tasks["hub"].done()
+                await asyncio.sleep(0.01)
+
+    asyncio.run(until_it_began())
+    for wire in ({}, {"activations": "f16", "gradients": "auto"}):
+        scene.job(training=FEW, wire=wire)
+        with pytest.raises(
+            ConfigError, match=r"\[wire\] has changed since the run .* as int4 and .* as int4"
+        ):
+            RunRecord(scene.config("hub"), scene.settings, True, h.Reporter())
+    scene.job(training=FEW, wire={"activations": "int4", "gradients": "auto"})
+    assert RunRecord(scene.config("hub"), scene.settings, True, h.Reporter()).codings == ("int4", "int4")
 
 
 def test_what_was_chosen_is_recorded_exported_and_driven_again(
