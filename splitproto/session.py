@@ -136,11 +136,6 @@ class Session:
         """Whether the link can still carry messages."""
         return not self.ended.done()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether a message is here that was not received yet."""
-        return bool(self._inbox)
-
     async def answers(self, timeout: float) -> bool:
         """Whether the peer answers a PING sent now within `timeout` seconds. A dead connection may look alive."""
         self._questions += 1

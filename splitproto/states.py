@@ -171,6 +171,8 @@ class Conversation:
     def __init__(self, features: Collection[str] = ()) -> None:
         self.states: dict[Side, State] = dict.fromkeys(Side, S.START)
         self.features = features
+        self.unanswered = 0
+        """Probes that wait for their answers."""
 
     def say(self, side: Side, message: str, mode: str = "") -> None:
         """`side` says `message`: move its machine, and the other's if the message is a trigger.
@@ -182,6 +184,7 @@ class Conversation:
             UnexpectedMessage: the tables do not allow it now, or its feature was not agreed; nothing has moved.
         """
         self.states = self.check(side, message, mode)
+        self.unanswered += {"probe": 1, "probed": -1}.get(message, 0)
 
     def check(self, side: Side, message: str, mode: str = "") -> dict[Side, State]:
         """Where `say` would lead, without moving; raises what it raises."""
@@ -201,6 +204,9 @@ class Conversation:
         if serving and not any(one in self.features and mode in ("", one) for one in serving):
             wanted = mode or " or ".join(serving)
             raise UnexpectedMessage(f"a {message} of the feature {wanted}, which was not agreed on this link")
+        # SP-11.22-2; before memory is taken for what nobody reads.
+        if message == "probed" and not self.unanswered:
+            raise UnexpectedMessage("a probed that no probe asked for")
         return {side: target, side.other: answered}
 
     @property

@@ -554,6 +554,8 @@ def conversations() -> Iterator[Case]:
     yield case(
         "probed-then-offered", f"{measured}|S job-offer|C job-accept", at("joined", "joined"), "SP-9-1"
     )
+    yield case("probed-unasked", f"{ready}|C probed", bad, "SP-11.22-2: it would pass for a fast link")
+    yield case("probed-twice", f"{ready}|S probe|C probed|C probed", bad, "SP-11.22-2")
     yield case("probe-without-feature", f"{ready}|S probe", bad, "SP-9-8", ["train", "dtype.f32"])
     yield case("probed-without-feature", f"{ready}|C probed", bad, "SP-9-8", ["train", "dtype.f32"])
     yield case("probe-from-client", f"{ready}|C probe", bad, "SP-9-1: a site does not measure")

@@ -342,6 +342,7 @@ AGREEMENT = [
         ("one feature is enough for every mode", 'mode in ("", one)', "True"),
         ("all features of a message must be agreed", "not any(one in self.features", "not all(one in self.features"),
         ("any agreed name is a mode", 'mode in ("", one) for one in serving', 'mode in ("", *self.features) for one in serving'),
+        ("an answer needs no probe", 'message == "probed" and not self.unanswered', "False"),
         ("what is not listed stays", "TRANSITIONS[side][own].get(message)", "TRANSITIONS[side][own].get(message, own)")),
     *[Mutant(name, "states", "splitproto.states:TRANSITIONS", "",
              f"{{**TRANSITIONS, Side.{side}: {{**TRANSITIONS[Side.{side}], S.{state}: {{**TRANSITIONS[Side.{side}][S.{state}], {more}}}}}}}")

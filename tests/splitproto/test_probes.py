@@ -69,16 +69,21 @@ def test_a_site_refuses_other_probes_before_memory_is_taken(
     assert peak < 2 << 20
 
 
-def test_a_coordinator_refuses_an_answer_that_is_too_long_before_memory_is_taken(make_pair: MakePair) -> None:
+@pytest.mark.parametrize(
+    ("octets", "error"), [(1 << 30, TensorError), (MAX_PROBE, UnexpectedMessage)], ids=["too-long", "unasked"]
+)
+def test_a_coordinator_refuses_an_answer_before_memory_is_taken(
+    make_pair: MakePair, octets: int, error: type[LocalError]
+) -> None:
     pair = make_pair().establish()
-    head = codec.encode({"type": "probed", "number": 1, "tensors": [["octets", "u8", [1 << 30]]]})
+    head = codec.encode({"type": "probed", "number": 1, "tensors": [["octets", "u8", [octets]]]})
     tracemalloc.start()
     try:
         inject(pair, Side.CLIENT, raw(1, 101, head))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    ended(pair, Side.COORDINATOR, TensorError)
+    ended(pair, Side.COORDINATOR, error)
     assert peak < 2 << 20
 
 

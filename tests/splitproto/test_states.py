@@ -76,6 +76,7 @@ def conversation(
 ) -> Conversation:
     result = Conversation(features)
     result.states = {CLIENT: client, COORDINATOR: coordinator}
+    result.unanswered = 1
     return result
 
 
