@@ -88,6 +88,8 @@ def talk(pair: Any, example: Example, exchange: Callable[[], None]) -> dict[Side
     """All there is to say, once, with answers."""
     exchange()
     for side, name in (
+        (COORDINATOR, "probe"),
+        (CLIENT, "probed"),
         (COORDINATOR, "job-offer"),
         (CLIENT, "job-decline"),
         (COORDINATOR, "job-offer"),
@@ -547,6 +549,7 @@ def test_every_message_in_every_state_is_sent_or_refused_as_the_tables_say(
         for state in State:
             for name in MESSAGES:
                 connection.conversation.states = dict.fromkeys(Side, state)
+                connection.conversation.unanswered = 1
                 allowed = name in TRANSITIONS[side][state] or (name == "error" and state is not State.ERROR)
                 if allowed:
                     connection.send(example(name))
@@ -573,6 +576,7 @@ def test_every_message_in_every_state_is_taken_or_ends_the_link_as_the_tables_sa
             stream = 1001 if side is CLIENT else 1002
         judge = pair.of(side.other)
         judge.conversation.states = dict.fromkeys(Side, state)
+        judge.conversation.unanswered = 1
         head, segments = messages.encode(example(name))
         body = b"".join(segments)
         frames = [raw(1, stream, head, flags=0 if body else END)]
