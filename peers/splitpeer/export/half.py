@@ -26,6 +26,7 @@ from splitpeer.federation.terms import (
     NOT_CODED,
     Codings,
     backbone_for,
+    codings_of,
     job_on_wire,
     normalisation_of,
     run_folder,
@@ -236,7 +237,9 @@ def _codings(config: PeerConfig, settings: JobConfig, folder: Path) -> Codings:
             raise DataError(f"{path}: cannot be read, or is damaged: copy it back from a backup") from None
         if record.get("run") != run:
             continue
-        if record.get("terms") != terms_of(settings):
+        # A run of before codings were noted tells nothing of them.
+        written = codings_of(settings.wire, codings) if codings is not None else None
+        if record.get("terms") != terms_of(settings) or written != codings:
             raise ConfigError(
                 f"{settings.source}: has changed since run {run[:8]} began: name the file as it was"
             )

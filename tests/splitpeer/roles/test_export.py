@@ -352,8 +352,10 @@ def test_a_job_file_that_has_changed_is_refused(plain, tmp_path) -> None:
     scene = plain.scene
     job = scene.settings
     other = job.model_copy(update={"training": job.training.model_copy(update={"batch": 2})})
-    with pytest.raises(ConfigError, match="has changed since run"):
-        half_of(scene.config("hub"), "try", other)
+    coded = job.model_copy(update={"wire": job.wire.model_copy(update={"gradients": "int4"})})
+    for changed in (other, coded):
+        with pytest.raises(ConfigError, match="has changed since run"):
+            half_of(scene.config("hub"), "try", changed)
 
 
 def test_seats_of_a_site_behind_defences_with_a_network_of_its_own(scene) -> None:
