@@ -33,7 +33,7 @@ from splitpeer.models import SplitNetwork, build_split_network
 from splitpeer.models.registry import make_backbone
 from splitpeer.training.loss import loss_gradient
 from splitpeer.training.optimiser import make_optimiser, make_schedule
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 SALT, WINDOW, BATCH, ATTACKED = bytes(32), (48, 48, 1), 8, 16
 DEFENCES = ("", "gaussian:1", "gaussian:5", "gaussian:25", "max-norm", "marvell:0.45")

@@ -49,7 +49,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
 from splitpeer.storage import durable
 from splitpeer.training.split_round import Parties, Place, fused_step, split_round
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 CONTRASTS = tuple(sorted(SITES.values()))
 CONFIDENCE = 0.95

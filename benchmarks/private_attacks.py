@@ -28,7 +28,7 @@ from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes
 from splitpeer.leakage.metrics import similarities
 from splitpeer.training.split_round import Place
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 RANGE = 6.0
 """Data range of normalised intensities, for SSIM."""

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from splitpeer.attacks.base import Shot, Target
 from splitpeer.storage import durable
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 EARLY_STEPS = 6
 """Whose gradients are kept whatever the window: those of a network that has learned nothing."""

@@ -25,7 +25,7 @@ from splitpeer.data.loader import SiteData
 from splitpeer.leakage.measure import OWN_IMAGE
 from splitpeer.leakage.own_image import OwnImage
 from splitpeer.report.names import SUM
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 EARLY, ALL = "early steps", "all releases"
 ATTACKED = {

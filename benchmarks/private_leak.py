@@ -24,7 +24,7 @@ from splitpeer.data.loader import SiteData
 from splitpeer.leakage.metrics import similarities
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
 from splitpeer.storage import durable
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 FEWEST = 240
 """Steps of an inverse network's first attempt."""

@@ -21,7 +21,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM
-from splitproto.messages import Job
+from splitproto.records import Job
 
 CLIP = 4.0
 """Logits stay below this: e^-4 is two in a hundred. The sum's range by default, too."""

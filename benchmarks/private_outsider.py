@@ -25,7 +25,7 @@ from splitpeer.attacks.networks import critic
 from splitpeer.pretraining import encoder_file
 from splitpeer.training.loss import task_loss
 from splitpeer.training.split_round import THE_SUM, Place
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 ENTROPY = 50_000
 """Of the adversary's own pretraining, on top of the seed."""

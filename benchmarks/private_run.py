@@ -40,7 +40,7 @@ from splitpeer.storage import durable
 from splitpeer.training.split_round import THE_SUM, Parties, Place, fused_step, split_round
 from splitpeer.training.split_step import Arrays, ClientHalf
 from splitpeer.training.sums import SUM, fused
-from splitproto.messages import Job, Sample, Seat
+from splitproto.records import Job, Sample, Seat
 
 Levels = dict[str, np.ndarray]
 Window = tuple[int, int, int]

@@ -18,7 +18,7 @@ from torch import Tensor
 from splitpeer.attacks.image.sum_search import contrast_metric, coupled_variation
 from splitpeer.attacks.optimise import lbfgs
 from splitpeer.defences.network import Defended
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 TOLERANCE = 0.1
 """How far values may be from those seen, in deviations of a level, where noise does not say more."""

@@ -39,7 +39,8 @@ from splitproto import AllowList, Listener, Session, SplitprotoError, dial
 from splitproto.allocator import keep_freed_memory
 from splitproto.lanes.base import Attempt
 from splitproto.lanes.zeromq import Dealer
-from splitproto.messages import Activations, Applied, Forward, Gradients, Sample
+from splitproto.messages import Activations, Applied, Forward, Gradients
+from splitproto.records import Sample
 
 AT_ONCE = 8
 """Sites that dial at the same time."""

@@ -40,7 +40,8 @@ from working import DIGEST, HUB, MIB, PATIENT, WAIT_S, begin, certificates, cred
 
 from splitproto import AllowList, Listener, Session, dial
 from splitproto.allocator import keep_freed_memory
-from splitproto.messages import Activations, Forward, Sample
+from splitproto.messages import Activations, Forward
+from splitproto.records import Sample
 
 Shapes = tuple[tuple[int, ...], ...]
 

@@ -14,7 +14,8 @@ from working import DIGEST, HUB, PATIENT, WAIT_S, begin, credentials, join
 
 from splitproto import AllowList, Listener, Session, dial
 from splitproto.allocator import keep_freed_memory
-from splitproto.messages import Activations, Applied, Forward, Gradients, Sample
+from splitproto.messages import Activations, Applied, Forward, Gradients
+from splitproto.records import Sample
 
 SAMPLES = (Sample(bytes(16), (0, 0, 0)),)
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from splitproto import Credentials, Session, Timing, pki
-from splitproto.messages import Begin, Inventory, Job, JobAccept, JobOffer, Level, Seat
+from splitproto.messages import Begin, Inventory, JobAccept, JobOffer
+from splitproto.records import Job, Level, Seat
 
 MIB = 1 << 20
 WAIT_S = 120.0

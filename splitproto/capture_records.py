@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import codec, messages
+from . import codec, records
 from .constants import MAX_FRAME_PAYLOAD
 from .errors import CodecError, SplitprotoError
 from .fields import (
@@ -22,7 +22,8 @@ from .fields import (
     wire,
     write_map,
 )
-from .messages import DIGEST, Job, Seat
+from .messages import DIGEST
+from .records import Job, Seat
 
 # --- limits (SP-C): checked before memory is taken ---------------------------------------------------------
 MAGIC = b"SPLTCAP3"
@@ -83,7 +84,7 @@ class CaptureKeyNeeded(CaptureError):
 
 SITE = Text(63)
 DEFENCES = ListOf(Text(500), 64)
-SEATS = ListOf(Record(Seat), messages.MOST_SEATS)
+SEATS = ListOf(Record(Seat), records.MOST_SEATS)
 
 
 @dataclass(frozen=True, slots=True)

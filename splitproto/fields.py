@@ -1,7 +1,7 @@
 """What a message field may hold: one small class per kind, each checks on reading and on writing (SP-8.2).
 
 `read` turns a decoded msgpack value into the Python value of a message; `write` is its inverse. Both raise
-`CodecError` naming the field. Limits are arguments, so every message states its own on one screen.
+`CodecError` naming the field. Limits are arguments, so every message states its own.
 """
 
 from __future__ import annotations

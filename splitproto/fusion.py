@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from . import codec
 from .errors import FusionMismatch, SchemaMismatch, SiteFailed, TensorError
-from .messages import Fusion
+from .records import Fusion
 from .tensors import DTYPES, Array, wire_view
 
 SECRET_BYTES = 32

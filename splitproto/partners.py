@@ -25,7 +25,7 @@ from .errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefus
 from .fields import write_map
 from .fusion import SECRET_BYTES
 from .identity import OWN_UNUSABLE, Credentials, Identity, is_partial, revocation_lists
-from .messages import Job, KeyOffer
+from .records import Job, KeyOffer
 
 _LABEL = b"splitproto-1 fusion key"
 _HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from .messages import Inventory, Sample, Seat
+from .messages import Inventory
+from .records import Sample, Seat
 
 Tensor = TypeVar("Tensor")
 

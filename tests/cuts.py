@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from splitproto.messages import Level, Setting
+from splitproto.records import Level, Setting
 
 
 def unet(features: Sequence[int], dimensions: int = 2) -> dict[str, Any]:

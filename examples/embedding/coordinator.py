@@ -20,14 +20,11 @@ from splitproto.messages import (
     Forward,
     Gradients,
     Inventory,
-    Job,
     JobAccept,
     JobDecline,
     JobOffer,
-    Level,
-    Sample,
-    Seat,
 )
+from splitproto.records import Job, Level, Sample, Seat
 from splitproto.tensors import Descriptor, matches, schema_digest
 
 WAIT_S = 60.0

@@ -48,22 +48,18 @@ from splitproto.messages import (
     Forward,
     Gradients,
     Inventory,
-    Job,
     JobAccept,
     JobDecline,
     JobOffer,
-    Level,
-    Patient,
     Progress,
     Rollback,
     RolledBack,
-    Sample,
     Saved,
     Unsaved,
-    Unusable,
     Withdraw,
     Withdrawn,
 )
+from splitproto.records import Job, Level, Patient, Sample, Unusable
 from splitproto.tensors import Descriptor, matches, schema_digest
 
 log = logging.getLogger("hospital")

@@ -9,9 +9,9 @@ from typing import Any
 from common import DIALLER, INCARNATION, KEY, LISTENER, RUN, SALT, SEED, SMALL, TINY, Case, as_json, refused
 from derive import FIRST, SCHEMA, WHOLE, batch_digest, binding, salt_check, schema_digest
 
-from splitproto import codec, messages
-from splitproto.messages import Job, Level, Patient, Sample, Seat, Setting, Unusable
+from splitproto import codec, messages, records
 from splitproto.probes import filling
+from splitproto.records import Job, Level, Patient, Sample, Seat, Setting, Unusable
 
 FEATURES = (
     "train", "evaluate", "average", "release", "fuse", "infer", "label", "probe",
@@ -38,7 +38,7 @@ JOB = Job(
 )
 
 # Shorter than a real one, so that it can be shown: neither octets nor certificate mean anything.
-OFFER = messages.KeyOffer(
+OFFER = records.KeyOffer(
     bytes(range(0x50, 0x70)), bytes(range(0x70, 0x90)), bytes.fromhex("3003020101"), (bytes.fromhex("3000"),)
 )
 
@@ -108,7 +108,7 @@ MESSAGES: dict[str, messages.Message] = {
     "rolled-back": messages.RolledBack(100),
     "settled": messages.Settled(True, 3),
     "progress": messages.Progress(
-        100, {"loss": 1.25, "dice_WT": 0.875}, (messages.Missing("t1", "its site is away"),)
+        100, {"loss": 1.25, "dice_WT": 0.875}, (records.Missing("t1", "its site is away"),)
     ),
     "segment": messages.Segment(REQUEST, KEY, "mask"),
     "cancel": messages.Cancel(REQUEST),
@@ -120,11 +120,11 @@ MESSAGES: dict[str, messages.Message] = {
         1000,
         hashlib.sha256(b"a decoder").digest(),
         (Seat("t1", ("t1",)), Seat("t2", ("t2",))),
-        (messages.Missing("t2", "no site has it"),),
+        (records.Missing("t2", "no site has it"),),
         PATIENT,
-        messages.TaskTerms(
-            (messages.Label(1, "edema"), messages.Label(2, "core")),
-            (messages.MaskRegion("WT", (1, 2), "whole tumour"),),
+        records.TaskTerms(
+            (records.Label(1, "edema"), records.Label(2, "core")),
+            (records.MaskRegion("WT", (1, 2), "whole tumour"),),
             False,
             "",
         ),

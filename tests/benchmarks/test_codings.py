@@ -16,7 +16,7 @@ from splitpeer.training.forms import Forms, WireForm
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 WIDTHS = (2, 2, 4, 4, 8, 2)
 SHAPES = {f"x{level}": (width, 32 >> level, 32 >> level) for level, width in enumerate(WIDTHS[:5])}

@@ -33,18 +33,15 @@ from splitproto.messages import (
     Forward,
     Gradients,
     Inventory,
-    Job,
     JobAccept,
     JobOffer,
     Rollback,
     RolledBack,
-    Sample,
-    Seat,
     Unsaved,
-    Unusable,
     Withdraw,
     Withdrawn,
 )
+from splitproto.records import Job, Sample, Seat, Unusable
 from splitproto.tensors import Descriptor, schema_digest
 from tests.cuts import unet
 

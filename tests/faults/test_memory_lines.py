@@ -15,7 +15,8 @@ from splitproto import Listener, Offer, Session, SplitprotoError, dial
 from splitproto.errors import LinkLost, LinkReset, NotAuthorised, SequenceGap
 from splitproto.identity import AllowList, Credentials
 from splitproto.lanes import zeromq
-from splitproto.messages import Bye, Progress, Seat
+from splitproto.messages import Bye, Progress
+from splitproto.records import Seat
 
 from .federation import HUB, PORT, make_federation
 from .memory import Network, Tamper, zmq_of
@@ -101,7 +102,8 @@ def progress(number: int) -> Progress:
 
 async def begin(world: World, near: Session, far: Session) -> None:
     """Up to the state in which the hub may tell figures."""
-    from splitproto.messages import Begin, Inventory, Job, JobAccept, JobOffer
+    from splitproto.messages import Begin, Inventory, JobAccept, JobOffer
+    from splitproto.records import Job
     from tests.cuts import unet
 
     job = Job(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from splitproto import capture_records, messages
+from splitproto import capture_records, messages, records
 from splitproto.capture import (
     CaptureError,
     CaptureReader,
@@ -188,7 +188,7 @@ def test_the_example_is_the_first_vector() -> None:
 def test_the_longest_header_fits_an_envelope_and_messages_do() -> None:
     """Limits agree with one another: a head of any size that the wire carries can be recorded."""
     assert capture_records.MAX_ENVELOPE > 2 * capture_records.MAX_FRAME_PAYLOAD
-    samples = tuple(messages.Sample(bytes(16), (-(1 << 31),) * 3) for _ in range(4096))
+    samples = tuple(records.Sample(bytes(16), (-(1 << 31),) * 3) for _ in range(4096))
     forward = messages.Forward("train", 1, 0, samples, bytes(32))
     writer = CaptureWriter(Header("client", "a", "b", "c", 0.0))
     octets = b"".join([*writer.start(), *writer.message(forward, time=1.0, peer="hub", direction="in")])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import codec, fusion, messages, partners, tensors
+from splitproto import codec, fusion, messages, partners, records, tensors
 from splitproto.fields import read_map
 from tests.spec.reading import (
     Case,
@@ -22,9 +22,9 @@ from tests.spec.reading import (
 )
 
 
-def terms_of(case: Case) -> messages.Fusion:
+def terms_of(case: Case) -> records.Fusion:
     terms = case["terms"]
-    return messages.Fusion(terms["bits"], terms["range"], terms["parties"])
+    return records.Fusion(terms["bits"], terms["range"], terms["parties"])
 
 
 def question_of(case: Case) -> fusion.Asked:
@@ -43,8 +43,8 @@ def test_fusion_terms(case: Case) -> None:
     terms = terms_of(case)
     check(case, lambda: fusion.check_terms(terms))
     if "job" in case:
-        agreed = read_map(messages.Job, codec.decode(bytes.fromhex(case["job"])), "job")
-        job = messages.Job(**agreed)
+        agreed = read_map(records.Job, codec.decode(bytes.fromhex(case["job"])), "job")
+        job = records.Job(**agreed)
         assert job.fusion == terms
         assert partners.terms_digest(job).hex() == case["expect"]["sha256"]
 
@@ -127,7 +127,7 @@ def test_fusion_offer(case: Case) -> None:
     """SP-11.18-6, SP-11.18-8."""
     shown, run, terms = case["offer"], bytes.fromhex(case["run"]), bytes.fromhex(case["terms"])
     octets = (bytes.fromhex(shown[name]) for name in ("public", "service", "signature"))
-    offer = messages.KeyOffer(*octets, tuple(map(bytes.fromhex, shown["chain"])))
+    offer = records.KeyOffer(*octets, tuple(map(bytes.fromhex, shown["chain"])))
     crl = case["crl"].encode() if "crl" in case else None
     trust = partners.Trust.read(case["federation"], case["ca"].encode(), crl, case["partners"])
     now = datetime.fromisoformat(case["now"])
@@ -159,9 +159,7 @@ def test_releases(case: Case) -> None:
     released = of_the_peer("site.released").Released(None, people, rule=rule)
 
     def forward(asked: dict[str, Any]) -> messages.Forward:
-        samples = tuple(
-            messages.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in asked["samples"]
-        )
+        samples = tuple(records.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in asked["samples"])
         places = tuple(asked["places"]) if asked["places"] is not None else None
         return messages.Forward(
             "release", asked["step"], asked["batch"], samples, bytes(32), value_of(asked["seed"]), places
@@ -207,7 +205,7 @@ def test_questions_of_a_request(case: Case, tmp_path: Path) -> None:
         if "link" in said:
             site.close()
             return 0
-        samples = tuple(messages.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in said["samples"])
+        samples = tuple(records.Sample(bytes.fromhex(s["key"]), tuple(s["origin"])) for s in said["samples"])
         places = tuple(said["places"]) if said["places"] is not None else None
         site.check(messages.Forward("infer", 3, 7, samples, bytes(32), value_of(said["seed"]), places))
         return len(samples)

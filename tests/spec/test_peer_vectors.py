@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import messages, tensors
+from splitproto import messages, records, tensors
 from splitproto.codings import CODINGS
 from splitproto.fields import read_map
 from splitproto.tensors import Descriptor
@@ -87,8 +87,8 @@ def test_kinds_of_jobs(case: Case) -> None:
 def judged(case: Case) -> None:
     """What a site without another policy against it makes of an offer whose schema it would compute itself."""
     terms = of_the_peer("federation.terms")
-    job = messages.Job(**read_map(messages.Job, value_of(case["job"]), "job"))
-    seats, wanted = (messages.Seat("t1", ("t1",)),), case.get("policy", ())
+    job = records.Job(**read_map(records.Job, value_of(case["job"]), "job"))
+    seats, wanted = (records.Seat("t1", ("t1",)),), case.get("policy", ())
 
     def work() -> list[Descriptor]:
         try:

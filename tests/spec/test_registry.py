@@ -19,6 +19,7 @@ from splitproto import (
     framing,
     messages,
     negotiation,
+    records,
     states,
     tensors,
     text,
@@ -176,7 +177,7 @@ def test_records() -> None:
     }
     assert used == {entry["name"] for entry in REGISTRY["record"]}
     for entry in REGISTRY["record"]:
-        assert bare(entry["fields"]) == fields_of(getattr(messages, entry["name"]))
+        assert bare(entry["fields"]) == fields_of(getattr(records, entry["name"]))
 
 
 def test_messages() -> None:

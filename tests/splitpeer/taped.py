@@ -13,17 +13,8 @@ from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import Capture, open_capture
 from splitpeer.data.sampling import batch_digest
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import (
-    Activations,
-    Forward,
-    Gradients,
-    Inventory,
-    Job,
-    Message,
-    Patient,
-    Sample,
-    Seat,
-)
+from splitproto.messages import Activations, Forward, Gradients, Inventory, Message
+from splitproto.records import Job, Patient, Sample, Seat
 from tests.cuts import unet
 
 WIDTHS = (2, 2, 4, 4, 4, 2)

@@ -12,7 +12,7 @@ from splitpeer.federation.seats import by_seat, joined, seats_of
 from splitpeer.federation.terms import job_on_wire, seat_descriptors
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.loading import to_toml
-from splitproto.messages import Fusion, Seat
+from splitproto.records import Fusion, Seat
 
 T1, MRI = Seat("t1", ("t1",)), Seat("mri", ("t2", "flair"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitproto import envelope, messages, pki
+from splitproto import envelope, messages, pki, records
 from splitproto.connection import Connection, Timing
 from splitproto.envelope import Kind
 from splitproto.events import Closed, Established, Event, Received
@@ -155,7 +155,7 @@ def example(name: str) -> Message:
         "level0": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "level1": np.ones((1, 7), np.float32),
     }
-    job = messages.Job(
+    job = records.Job(
         name="glioma",
         dimensions=3,
         **unet((32, 32, 64, 128, 256, 32), 3),
@@ -172,7 +172,7 @@ def example(name: str) -> Message:
         schedule="cosine",
         seconds_per_step=60.0,
     )
-    patient = messages.Patient(
+    patient = records.Patient(
         key,
         (240, 240, 155),
         (1.0, 1.0, 1.0),
@@ -180,14 +180,14 @@ def example(name: str) -> Message:
         (0.0, -239.0, 0.0),
         (1.0, 1.0, 1.0),
     )
-    offer = messages.KeyOffer(digest, digest[::-1], b"signature", (b"certificate", b"issuer"))
+    offer = records.KeyOffer(digest, digest[::-1], b"signature", (b"certificate", b"issuer"))
     every: dict[str, Message] = {
         "hello": messages.Hello((1,), ("dtype.f32",), (), 1 << 20, "test", digest, {"x": 1}),
         "welcome": messages.Welcome(1, ("dtype.f32",), 1 << 20, "test", digest),
         "probe": messages.Probe(1, 5, filling(3)),
         "probed": messages.Probed(1, filling(5)),
         "job-offer": messages.JobOffer(
-            key, (messages.Seat("T1", ("T1",)),), job, digest, False, ("max-norm",)
+            key, (records.Seat("T1", ("T1",)),), job, digest, False, ("max-norm",)
         ),
         "job-accept": messages.JobAccept(key, 0, (0, 10), 5, True, ()),
         "job-decline": messages.JobDecline(0x0505, "levels 0 and 1 may not leave this site"),
@@ -195,11 +195,11 @@ def example(name: str) -> Message:
         "fusion-key": messages.FusionKey(offer),
         "fusion-keys": messages.FusionKeys((offer, offer)),
         "begin": messages.Begin(0, 5),
-        "forward": messages.Forward("train", 1, 0, (messages.Sample(key, (0, -3, 7)),), digest, 7),
+        "forward": messages.Forward("train", 1, 0, (records.Sample(key, (0, -3, 7)),), digest, 7),
         "activations": messages.Activations("train", 1, 0, digest, tensors),
-        "withdraw": messages.Withdraw("train", 1, 0, digest, (messages.Unusable(key, "truncated"),)),
+        "withdraw": messages.Withdraw("train", 1, 0, digest, (records.Unusable(key, "truncated"),)),
         "revoked": messages.Revoked((key,)),
-        "withdrawn": messages.Withdrawn(1, (messages.Unusable(key, "truncated"),)),
+        "withdrawn": messages.Withdrawn(1, (records.Unusable(key, "truncated"),)),
         "gradients": messages.Gradients(1, tensors),
         "applied": messages.Applied(1),
         "advance": messages.Advance(1),
@@ -208,12 +208,12 @@ def example(name: str) -> Message:
         "shared": messages.Shared(1, 0, tensors),
         "average": messages.Average(1, 0, tensors),
         "averaged": messages.Averaged(1, 0),
-        "logits": messages.Logits(1, (messages.Sample(key, (0, -3, 7)),), digest, 7, tensors),
+        "logits": messages.Logits(1, (records.Sample(key, (0, -3, 7)),), digest, 7, tensors),
         "loss-gradients": messages.LossGradients(1, digest, 1.5, tensors),
         "prediction": messages.Prediction(
             1,
             0,
-            messages.Sample(key, (0, 0, 0)),
+            records.Sample(key, (0, 0, 0)),
             digest,
             ("t1",),
             "t2",
@@ -227,7 +227,7 @@ def example(name: str) -> Message:
         "rollback": messages.Rollback(1),
         "rolled-back": messages.RolledBack(1),
         "settled": messages.Settled(True, 2),
-        "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}, (messages.Missing("t1", "away"),)),
+        "progress": messages.Progress(1, {"dice": 0.5, "loss": 1.0}, (records.Missing("t1", "away"),)),
         "segment": messages.Segment(key, key, "mask", 2),
         "cancel": messages.Cancel(key),
         "locate": messages.Locate(key, key, "charite"),
@@ -237,10 +237,10 @@ def example(name: str) -> Message:
             key,
             3,
             digest,
-            (messages.Seat("t1", ("t1",)), messages.Seat("t2", ("t2",))),
-            (messages.Missing("t2", "away"),),
+            (records.Seat("t1", ("t1",)), records.Seat("t2", ("t2",))),
+            (records.Missing("t2", "away"),),
             patient,
-            messages.TaskTerms((messages.Label(1, "lesion"),), (messages.MaskRegion("all", (1,)),), True, ""),
+            records.TaskTerms((records.Label(1, "lesion"),), (records.MaskRegion("all", (1,)),), True, ""),
             tensors,
         ),
         "unsegmented": messages.Unsegmented(key, "busy", "16 requests of this site wait already"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitproto import messages
+from splitproto import messages, records
 from splitproto.capture import (
     CaptureError,
     CaptureKeyNeeded,
@@ -37,10 +37,10 @@ HEADER = Header(
     "test",
     1.5,
     run=bytes(16),
-    peers=(Party("charite", (messages.Seat("t1", ("t1",)),), ("dropout:0.5",)),),
+    peers=(Party("charite", (records.Seat("t1", ("t1",)),), ("dropout:0.5",)),),
 )
 ARRAYS = {"x0": np.arange(24, dtype="<f4").reshape(2, 3, 4), "x4": np.full((1, 2), 7, "<u2")}
-SAMPLE = messages.Sample(bytes(range(16)), (0, -3, 7))
+SAMPLE = records.Sample(bytes(range(16)), (0, -3, 7))
 SAID = (
     ("out", messages.Forward("train", 1, 0, (SAMPLE,), bytes(32), 7)),
     ("in", messages.Activations("train", 1, 0, bytes(32), ARRAYS)),

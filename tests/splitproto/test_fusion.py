@@ -11,7 +11,7 @@ import pytest
 from splitproto import fusion
 from splitproto.errors import FusionMismatch, SchemaMismatch, SiteFailed, TensorError
 from splitproto.fusion import CHECK, CHECK_WORDS, Asked, Given, Masking
-from splitproto.messages import Fusion
+from splitproto.records import Fusion
 from splitproto.tensors import Array
 
 RUN = bytes(range(16))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitproto import codec, fields, messages
+from splitproto import codec, fields, messages, records
 from splitproto.constants import MAX_FRAME_PAYLOAD
 from splitproto.errors import CodecError, TensorError
 from splitproto.messages import MESSAGES, WITH_TENSORS, Message
@@ -180,13 +180,13 @@ def test_a_head_fits_in_one_frame() -> None:
 
 
 def test_the_longest_inventory_fits_in_one_frame() -> None:
-    patient = messages.Patient(b"\xff" * 16, (1 << 16,) * 3, (1.0,) * 3, (0.5,) * 9, (-1.5,) * 3, (1.0,) * 3)
+    patient = records.Patient(b"\xff" * 16, (1 << 16,) * 3, (1.0,) * 3, (0.5,) * 9, (-1.5,) * 3, (1.0,) * 3)
     head, _ = messages.encode(messages.Inventory((patient,) * 1024, False, b"\xff" * 8))
     assert len(head) <= MAX_FRAME_PAYLOAD
 
 
 def test_the_longest_batch_fits_in_one_frame() -> None:
-    sample = messages.Sample(b"\xff" * 16, (-(1 << 31),) * 3)
+    sample = records.Sample(b"\xff" * 16, (-(1 << 31),) * 3)
     head, _ = messages.encode(messages.Forward("train", (1 << 53) - 1, 0, (sample,) * 4096, bytes(32), 1))
     assert len(head) <= MAX_FRAME_PAYLOAD
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from splitproto import partners, pki
 from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from splitproto.identity import OWN_UNUSABLE, revocation_lists
-from splitproto.messages import KeyOffer
 from splitproto.partners import Keys, Trust
+from splitproto.records import KeyOffer
 
 RUN, TERMS = bytes(range(16)), bytes(32)
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)

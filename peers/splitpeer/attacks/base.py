@@ -16,7 +16,7 @@ from torch import nn
 
 from splitpeer.models import Decoder
 from splitpeer.models.cut import Backbone
-from splitproto.messages import Level, Sample, Seat
+from splitproto.records import Level, Sample, Seat
 
 Levels = Mapping[str, np.ndarray]
 """Level name to float32 [channels, *spatial] of one sample."""

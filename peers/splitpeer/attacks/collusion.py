@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from splitpeer.attacks.base import Knowledge, Levels, Shot, Target, View
 from splitpeer.errors import AttackImpossible
 from splitproto.fusion import add_up, greatest, quantise, restore
-from splitproto.messages import Fusion, Level, Seat
+from splitproto.records import Fusion, Level, Seat
 
 IN_CLEAR = "in clear"
 """In `View.reads` of a collusion."""

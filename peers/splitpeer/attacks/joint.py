@@ -19,7 +19,7 @@ from splitpeer.errors import AttackImpossible
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import fused
 from splitproto.fusion import greatest
-from splitproto.messages import Fusion, Seat
+from splitproto.records import Fusion, Seat
 
 NAME = "all"
 """The seat of a joint view."""

@@ -14,7 +14,7 @@ import numpy as np
 from splitpeer.attacks.base import Knowledge, Shot, Target, View
 from splitpeer.attacks.joint import JointEncoder
 from splitpeer.errors import AttackImpossible
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 
 def offsets(reach: int) -> tuple[int, ...]:

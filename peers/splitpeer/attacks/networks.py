@@ -17,7 +17,7 @@ from torch.nn import functional
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.cut import Cut, level_name, level_number
 from splitpeer.models.seeding import seeded
-from splitproto.messages import Level
+from splitproto.records import Level
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 _MODE = {2: "bilinear", 3: "trilinear"}

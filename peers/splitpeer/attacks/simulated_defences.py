@@ -25,7 +25,7 @@ from splitpeer.defences.specs import by_place
 from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.errors import AttackImpossible, ConfigError
 from splitpeer.training.forms import WireForm
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 DRAWS = 4
 """Releases that are really drawn; the mean of more is that mean, its scatter shrunk by the root of the ratio."""

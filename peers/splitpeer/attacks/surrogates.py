@@ -27,7 +27,7 @@ from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder, site_seed
 from splitpeer.training.loss import task_loss
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 
 def shadow_images(view: View, knowledge: Knowledge, name: str, device: str) -> dict[str, Tensor]:

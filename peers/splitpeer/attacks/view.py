@@ -20,17 +20,8 @@ from splitpeer.defences.specs import by_place
 from splitpeer.errors import AttackImpossible
 from splitpeer.models.registry import backbone_of
 from splitpeer.training.forms import activations_form, gradients_form
-from splitproto.messages import (
-    Activations,
-    Forward,
-    Gradients,
-    Inventory,
-    Logits,
-    LossGradients,
-    Message,
-    Sample,
-    Seat,
-)
+from splitproto.messages import Activations, Forward, Gradients, Inventory, Logits, LossGradients, Message
+from splitproto.records import Sample, Seat
 from splitproto.seats import Listed, by_seat
 
 Ordered = tuple[str, int, int, bytes]

@@ -28,7 +28,7 @@ from splitpeer.audit.wider import (
     recorded_of,
 )
 from splitpeer.captures.reader import open_capture
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 READ_OFF = ("tumour_presence", "tumour_volume", "tumour_side")
 

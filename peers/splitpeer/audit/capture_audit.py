@@ -35,7 +35,8 @@ from splitpeer.defences.offline import offline_defences
 from splitpeer.errors import AttackImpossible, ConfigError, DataError
 from splitpeer.federation.terms import normalisation_of
 from splitpeer.storage import checkpoint
-from splitproto.messages import Inventory, Sample, Seat
+from splitproto.messages import Inventory
+from splitproto.records import Sample, Seat
 
 SHADOW_SALT = bytes(32)
 """The adversary's own patients need names of no federation."""

@@ -14,7 +14,7 @@ from splitpeer.data.normalisation import DEFAULT, Normaliser
 from splitpeer.data.task import Task
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from splitpeer.leakage.own_image import OwnImage
 from splitpeer.report.model import Privacy, RunNetwork, Source
 from splitpeer.settings.job import COORDINATOR
 from splitpeer.training.forms import activations_form, gradients_form
-from splitproto.messages import Fusion, Sample, Seat
+from splitproto.records import Fusion, Sample, Seat
 
 ALL_STEPS = "all-steps"
 MOST_RELEASED = 48

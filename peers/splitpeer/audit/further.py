@@ -23,7 +23,7 @@ from splitpeer.audit.wider import (
 from splitpeer.data.geometry import Triple
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 MEMBERS = 100
 """Training patients, and as many others, of whom it is asked who was trained on, at most."""

@@ -28,7 +28,7 @@ from splitpeer.report.model import Privacy
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.invitation import objections
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 DELTA = 1e-5
 """Delta, if the policy names none."""

@@ -16,7 +16,7 @@ from splitpeer.leakage.own_image import OwnImage, foreground
 from splitpeer.leakage.scores import Score, number, summarise
 from splitpeer.leakage.synthesis import Synthesiser
 from splitpeer.leakage.tumour import Segmenter, score_tumour, train_segmenter
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 UNCHANGED = "what was sent adds nothing"
 """Floor of what the traffic adds to images that are known in clear."""

@@ -41,18 +41,8 @@ from splitpeer.training.split_round import Place, fused_step
 from splitpeer.training.split_step import Arrays
 from splitproto import __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import (
-    Advance,
-    Advanced,
-    Applied,
-    Forward,
-    Gradients,
-    Inventory,
-    JobOffer,
-    Message,
-    Sample,
-    Seat,
-)
+from splitproto.messages import Advance, Advanced, Applied, Forward, Gradients, Inventory, JobOffer, Message
+from splitproto.records import Sample, Seat
 from splitproto.tensors import schema_digest
 
 Progress = Callable[[str, int, int], None]

@@ -52,7 +52,7 @@ from splitpeer.site import first_weights
 from splitpeer.site.encoders import Encoders
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.windows import window_origins
-from splitproto.messages import Job, Sample, Seat
+from splitproto.records import Job, Sample, Seat
 
 if TYPE_CHECKING:
     from splitpeer.audit.sum_training import SumTraining

@@ -30,7 +30,7 @@ from splitpeer.training.forms import activations_form, gradients_form
 from splitpeer.training.split_step import Arrays, ClientHalf
 from splitpeer.training.sums import fused
 from splitproto.fusion import dtype_of
-from splitproto.messages import Job, Sample, Seat
+from splitproto.records import Job, Sample, Seat
 
 MODE = "release"
 AT_ONCE = 16

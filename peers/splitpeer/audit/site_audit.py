@@ -36,7 +36,7 @@ from splitpeer.models import Decoder
 from splitpeer.report.model import Privacy, Source, configuration
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_step import Arrays
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 SITE_MIB = 1024
 """Of the steps that the site records of its own rehearsal."""

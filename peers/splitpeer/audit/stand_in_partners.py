@@ -28,7 +28,7 @@ from splitpeer.models.registry import backbone_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.site import first_weights
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 PATIENTS = 24
 """Phantom patients that are rendered where no folder is given."""

@@ -28,7 +28,8 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.training.split_round import THE_SUM, fused_step
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import fused
-from splitproto.messages import Forward, Fusion, Job, Sample
+from splitproto.messages import Forward
+from splitproto.records import Fusion, Job, Sample
 
 HUB = "hub"
 RUN = bytes(16)

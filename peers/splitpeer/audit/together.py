@@ -22,7 +22,7 @@ from splitpeer.data.geometry import Triple
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import AttackImpossible
 from splitpeer.report.model import Source
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 ONE, ALL = "one-colludes", "others-collude"
 """Folders of the coordinator with one other hospital, and with all of them."""

@@ -25,7 +25,7 @@ from splitpeer.data.volumes import Volumes
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import Decoder
 from splitpeer.settings.job import JobConfig
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 ALL_OTHERS = "all others"
 """Seat of all channels that other sites hold."""

@@ -17,8 +17,8 @@ from splitproto.messages import (
     LossGradients,
     Message,
     Prediction,
-    Sample,
 )
+from splitproto.records import Sample
 
 LOGITS = "logits"
 """What is asked of the site of the labels in a training step, beside the modes."""

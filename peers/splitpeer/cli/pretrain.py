@@ -183,7 +183,7 @@ class _Errand:
         """Before any step. Raises ConfigError: this site's policy would refuse the weights."""
         from splitpeer.pretraining.encoder_file import OWN
         from splitpeer.site.first_weights import WeightsOrigin, refuse_against
-        from splitproto.messages import Seat
+        from splitproto.records import Seat
 
         first, last = planned[0].stage, planned[-1].stage
         narrow = last.bottleneck
@@ -325,7 +325,7 @@ def _backbone(job: JobConfig, config: PeerConfig, seat: str, modalities: tuple[s
     """The network, within the policy. Raises ConfigError, PolicyRefused."""
     from splitpeer.federation.terms import backbone_for, check_bounds, job_on_wire
     from splitpeer.settings.bounds import Bounds
-    from splitproto.messages import Seat
+    from splitproto.records import Seat
 
     wire = job_on_wire(job)
     try:

@@ -16,7 +16,7 @@ from splitpeer.cli.terminal import echo
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.registry import backbone_of
 from splitpeer.training.forms import in_words
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 if TYPE_CHECKING:
     from splitpeer.captures.reader import Capture, Verdict

@@ -35,8 +35,9 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import CoordinatorHalf
-from splitproto.messages import Job, JobOffer
+from splitproto.messages import JobOffer
 from splitproto.partners import Trust
+from splitproto.records import Job
 from splitproto.tensors import body_bytes, schema_digest
 
 

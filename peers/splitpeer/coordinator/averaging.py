@@ -19,7 +19,7 @@ from splitpeer.training.averaging import average, flaw
 from splitpeer.training.split_round import Place
 from splitpeer.training.split_step import Arrays
 from splitproto.constants import MAX_TENSORS
-from splitproto.messages import Job
+from splitproto.records import Job
 from splitproto.tensors import Descriptor
 
 Counted = tuple[tuple[str, int], ...]

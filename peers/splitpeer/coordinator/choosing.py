@@ -10,7 +10,7 @@ from splitpeer.federation.terms import Codings, seat_descriptors
 from splitpeer.settings.job import Wire
 from splitpeer.settings.values import AUTO
 from splitproto.codings import CODINGS
-from splitproto.messages import Job, Seat
+from splitproto.records import Job, Seat
 from splitproto.tensors import body_bytes
 
 FORMS = (None, *CODINGS)

@@ -16,7 +16,8 @@ from splitpeer.federation.evaluation import remove_masks
 from splitpeer.federation.files import note
 from splitpeer.logs import handle
 from splitproto.causes import CONSENT, OF_A_PATIENT
-from splitproto.messages import Unusable, Withdraw, Withdrawn
+from splitproto.messages import Withdraw, Withdrawn
+from splitproto.records import Unusable
 
 UnusableBySite = Mapping[RemoteSite | None, Sequence[Unusable]]
 """Patients that cannot be used, by whose files they are: a site's, or (None) the coordinator's own masks."""

@@ -9,7 +9,8 @@ from splitpeer.coordinator.site_link import SiteLink
 from splitpeer.data.geometry import Geometry, compare_geometry
 from splitpeer.errors import DataError
 from splitproto.errors import Misaligned, SchemaMismatch
-from splitproto.messages import Inventory, JobAccept, Patient, Seat
+from splitproto.messages import Inventory, JobAccept
+from splitproto.records import Patient, Seat
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from splitpeer.daemon import happenings as h
 from splitpeer.data.geometry import Geometry
 from splitpeer.data.volumes import Volumes, not_held
 from splitpeer.federation.files import look
-from splitproto.messages import Unusable
+from splitproto.records import Unusable
 
 
 class MasksUnusable(Exception):

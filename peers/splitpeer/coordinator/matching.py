@@ -16,7 +16,7 @@ from splitpeer.federation.overlap import ADVICE, pairwise
 from splitpeer.federation.seating import Lists, Seating
 from splitpeer.federation.seats import Seats
 from splitpeer.settings.job import JobConfig
-from splitproto.messages import Job
+from splitproto.records import Job
 
 
 class Matching:

@@ -11,8 +11,9 @@ from splitpeer.errors import DeadlinePassed
 from splitproto import partners
 from splitproto.errors import CertificateEnded, FusionMismatch, IdentityError, PolicyRefused
 from splitproto.identity import Identity
-from splitproto.messages import FusionKeys, Job, KeyOffer
+from splitproto.messages import FusionKeys
 from splitproto.partners import Keys, Trust
+from splitproto.records import Job, KeyOffer
 
 
 class Relay:

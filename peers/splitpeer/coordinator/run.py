@@ -27,7 +27,8 @@ from splitpeer.training.split_round import THE_SUM, Place, Rows
 from splitpeer.training.split_step import Arrays, CoordinatorHalf
 from splitproto.errors import FusionMismatch
 from splitproto.fusion import totals
-from splitproto.messages import Forward, Job
+from splitproto.messages import Forward
+from splitproto.records import Job
 
 DISK_S = 600.0
 """Reading or writing on disk, at most."""

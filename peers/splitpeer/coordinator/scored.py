@@ -16,7 +16,8 @@ from splitpeer.federation.evaluation import Assembly, Plan, Scoring
 from splitpeer.federation.masks import MASK, task_of
 from splitpeer.federation.terms import window_of
 from splitpeer.training.scores import Scores
-from splitproto.messages import Conclude, Prediction, Sample, Withdraw
+from splitproto.messages import Conclude, Prediction, Withdraw
+from splitproto.records import Sample
 
 
 def to_score(run: Run, keys: Sequence[bytes], out: Collection[bytes]) -> list[bytes]:

@@ -37,7 +37,8 @@ from splitpeer.training.dropout import left_out
 from splitpeer.training.split_round import Place, Rows, StepWithoutLabels, fused_step
 from splitpeer.training.split_step import Arrays
 from splitproto.errors import printable
-from splitproto.messages import Forward, Logits, Missing, Progress, Withdraw
+from splitproto.messages import Forward, Logits, Progress, Withdraw
+from splitproto.records import Missing
 
 
 class Trainer:

@@ -12,7 +12,8 @@ from splitpeer.logs import handle
 from splitpeer.settings.job import JobData
 from splitproto.causes import SHOWN
 from splitproto.errors import UnexpectedMessage
-from splitproto.messages import Sample, Unusable, Withdraw, Withdrawn
+from splitproto.messages import Withdraw, Withdrawn
+from splitproto.records import Sample, Unusable
 
 
 class Withdrawals:

@@ -21,7 +21,8 @@ from splitpeer.errors import ConfigError, sayable
 from splitpeer.settings.peer import PeerConfig
 from splitproto import Session, __version__
 from splitproto.capture import Header, Party, Sampling
-from splitproto.messages import Job, JobAccept, JobOffer, Probe, Probed, Seat
+from splitproto.messages import JobAccept, JobOffer, Probe, Probed
+from splitproto.records import Job, Seat
 from splitproto.secretfile import how_to_close, open_to_others
 
 log = logging.getLogger(__name__)

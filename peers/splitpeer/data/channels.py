@@ -13,7 +13,8 @@ from splitpeer.data.loader import SiteData
 from splitpeer.data.volumes import Volumes, not_held
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import PatientUnusable
-from splitproto.messages import Forward, Patient, Sample
+from splitproto.messages import Forward
+from splitproto.records import Patient, Sample
 
 
 class Channels:

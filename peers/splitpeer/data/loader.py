@@ -16,7 +16,7 @@ from splitpeer.data.geometry import Triple
 from splitpeer.data.volumes import Volumes
 from splitpeer.defences.image.stack import ImageStack
 from splitpeer.errors import DeadlinePassed
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 CLOSE_S = 5.0
 """How long closing waits for a read; after that the read is assumed to hang."""

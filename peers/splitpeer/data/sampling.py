@@ -12,7 +12,7 @@ import numpy as np
 from splitpeer.data.geometry import Geometry, Triple
 from splitpeer.data.volumes import Box
 from splitpeer.errors import ConfigError, JobFailed
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 DIGEST_CONTEXT = b"splitproto batch v1"
 _TUMOUR_POINTS = 512  # per patient: enough to reach every part of a tumour, and small

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 if TYPE_CHECKING:  # images are defended without torch
     from torch import Tensor

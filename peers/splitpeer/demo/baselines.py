@@ -31,7 +31,7 @@ from splitpeer.training.optimiser import Schedule, make_optimiser, make_schedule
 from splitpeer.training.scores import Scores
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 
 @dataclass(frozen=True)

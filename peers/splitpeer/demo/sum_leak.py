@@ -41,7 +41,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.site import first_weights
 from splitpeer.storage.bank import Bank
 from splitpeer.training.sums import over_seats
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 READ = {
     SUM: "the sum",

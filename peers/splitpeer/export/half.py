@@ -40,7 +40,7 @@ from splitpeer.storage import checkpoint, reading
 from splitpeer.training.forms import activations_form
 from splitpeer.training.sums import SUM
 from splitproto.fusion import greatest
-from splitproto.messages import Job
+from splitproto.records import Job
 
 EDITION = 1
 ENCODERS, DECODER, MASKS, WHOLE = "encoders", "decoder", "masks", "whole"

@@ -11,7 +11,8 @@ from splitpeer.errors import ConfigError
 from splitpeer.federation.terms import window_of
 from splitpeer.settings.job import JobConfig
 from splitpeer.training.tiles import TiledSchedule
-from splitproto.messages import Forward, Job
+from splitproto.messages import Forward
+from splitproto.records import Job
 
 
 class TrainingStream(Sequence[Forward]):

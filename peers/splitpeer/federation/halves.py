@@ -21,7 +21,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import THE_SUM, Place
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM
-from splitproto.messages import Job, Seat
+from splitproto.records import Job, Seat
 from splitproto.tensors import Array
 
 # --- the coordinator's ---------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from splitpeer.data.geometry import Triple
 from splitpeer.data.sampling import batch_digest
 from splitpeer.data.task import Task
 from splitpeer.training.windows import WindowMerger, window_origins
-from splitproto import messages
-from splitproto.messages import Forward, Sample
+from splitproto import records
+from splitproto.messages import Forward
+from splitproto.records import Sample
 
 
 def windows_of(
@@ -64,11 +65,11 @@ class Volume:
         return self._merger.result()
 
 
-def task_on_wire(task: Task) -> messages.TaskTerms:
+def task_on_wire(task: Task) -> records.TaskTerms:
     """SP-11.19-11: what the channels of a result mean."""
-    return messages.TaskTerms(
-        tuple(messages.Label(value, name) for value, name in task.names.items()),
-        tuple(messages.MaskRegion(one.name, one.values, one.title[:100] or None) for one in task.regions),
+    return records.TaskTerms(
+        tuple(records.Label(value, name) for value, name in task.names.items()),
+        tuple(records.MaskRegion(one.name, one.values, one.title[:100] or None) for one in task.regions),
         task.exclusive,
         task.convention,
     )

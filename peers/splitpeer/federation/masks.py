@@ -6,9 +6,9 @@ import math
 
 from splitpeer.data.task import CONVENTIONS, Region, Task, glioma
 from splitpeer.settings.task import CONVENTION_OF_TASK, TaskSection
-from splitproto import messages
+from splitproto import records
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Job, Masks
+from splitproto.records import Job, Masks
 
 LOGITS = "logits"
 """The tensor of a batch's logits, and of their gradient."""
@@ -34,7 +34,7 @@ def masks_on_wire(settings: TaskSection) -> Masks:
     task, preset = task_of(settings), settings.preset
     return Masks(
         tuple(
-            messages.MaskRegion(region.name, () if preset else tuple(sorted(region.values)))
+            records.MaskRegion(region.name, () if preset else tuple(sorted(region.values)))
             for region in task.regions
         ),
         () if preset else tuple(sorted(task.names)),

@@ -14,7 +14,8 @@ from splitpeer.data.sampling import batch_digest
 from splitpeer.federation.seats import Seats
 from splitpeer.federation.terms import seat_descriptors
 from splitpeer.training.split_round import Rows
-from splitproto.messages import Forward, Job
+from splitproto.messages import Forward
+from splitproto.records import Job
 from splitproto.tensors import Descriptor
 
 Filled = Mapping[bytes, Mapping[str, str]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from splitproto.messages import Seat
+from splitproto.records import Seat
 from splitproto.seats import by_seat as by_seat
 from splitproto.seats import joined as joined
 from splitproto.seats import tensor_name as tensor_name

@@ -23,14 +23,15 @@ from splitpeer.settings.peer import LEVELS, PeerConfig, Policy
 from splitpeer.settings.values import AUTO
 from splitpeer.training.forms import activations_form
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
-from splitproto import messages, partners
+from splitproto import partners, records
 from splitproto.codings import CODINGS
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of, greatest
 from splitproto.fusion import check_terms as check_sum
 from splitproto.identity import check_name
-from splitproto.messages import Job, JobOffer, Seat
+from splitproto.messages import JobOffer
 from splitproto.negotiation import FEATURES
+from splitproto.records import Job, Seat
 from splitproto.tensors import Descriptor, schema_digest
 
 PRECISIONS = ("f32", "bf16")
@@ -107,7 +108,7 @@ def job_on_wire(config: JobConfig, chosen: Codings = NOT_CODED) -> Job:
         fusion=fusion_terms(config),
         encoders="frozen" if training.frozen else None,
         normalisation=tuple(
-            messages.Normalisation(modality, rule)
+            records.Normalisation(modality, rule)
             for modality, rule in sorted(config.task.normalisation.items())
             if rule != str(DEFAULT)
         )
@@ -115,12 +116,12 @@ def job_on_wire(config: JobConfig, chosen: Codings = NOT_CODED) -> Job:
     )
 
 
-def fusion_terms(config: JobConfig) -> messages.Fusion | None:
+def fusion_terms(config: JobConfig) -> records.Fusion | None:
     """SP-11.18-1: what `[model] fusion = "secure-sum"` asks of the sites; None: the sites' values are not summed."""
     model = config.model
     if model.fusion != "secure-sum":
         return None
-    return messages.Fusion(model.sum_bits, model.sum_range, len(config.sites))
+    return records.Fusion(model.sum_bits, model.sum_range, len(config.sites))
 
 
 def services(*, frozen: bool) -> tuple[str, ...]:
@@ -182,7 +183,7 @@ def seat_descriptors(
     )
 
 
-def _sum_descriptors(job: Job, terms: messages.Fusion, samples: int) -> tuple[Descriptor, ...]:
+def _sum_descriptors(job: Job, terms: records.Fusion, samples: int) -> tuple[Descriptor, ...]:
     """SP-11.18-2: what a site sends where only a sum can be read, whatever its seats are."""
     dtype, shapes = dtype_of(terms), cut_of(job).shapes(samples, job.window)
     levels = [Descriptor(name, dtype, shape) for name, shape in shapes.items()]

@@ -18,7 +18,7 @@ from splitpeer.models.registry import (
     make_backbone,
     unet_backbone,
 )
-from splitproto.messages import Level
+from splitproto.records import Level
 
 if TYPE_CHECKING:
     from splitpeer.models.backbone import Decoder, Encoder, SplitNetwork

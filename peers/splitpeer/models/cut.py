@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from splitproto.messages import Level
+from splitproto.records import Level
 
 MAX_LEVELS = 16
 OUT_CHANNELS = 3

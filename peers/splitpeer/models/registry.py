@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from splitpeer.models import swin_size
 from splitpeer.models.cut import MAX_LEVELS, OUT_CHANNELS, Backbone, Cut, level_name
-from splitproto.messages import Job, Level, Setting
+from splitproto.records import Job, Level, Setting
 
 if TYPE_CHECKING:
     from splitpeer.models.backbone import Decoder, Encoder, Fusion, SplitNetwork

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from splitpeer.models.cut import Backbone, level_name
-from splitproto.messages import Level
+from splitproto.records import Level
 
 STAGES = 4
 MAX_FEATURE_SIZE = 252

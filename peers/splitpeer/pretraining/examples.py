@@ -21,7 +21,7 @@ from splitpeer.data.volumes import Box, Volumes
 from splitpeer.errors import DataError, PatientUnusable
 from splitpeer.logs import event
 from splitproto.causes import OF_A_PATIENT
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 _WHICH = "splitpeer data check names the files"
 log = logging.getLogger(__name__)

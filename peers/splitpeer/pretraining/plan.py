@@ -18,7 +18,7 @@ from splitpeer.pretraining.secret import SharedSecret
 from splitpeer.pretraining.sources import PHANTOM, Preparation, phantom, public
 from splitpeer.pretraining.stage import Stage, Together, same_everywhere
 from splitpeer.settings.job import JobConfig, Pretraining
-from splitproto.messages import Fusion
+from splitproto.records import Fusion
 
 OTHER = "other"
 """What the file says of images that are neither the site's own nor a recipe's."""

@@ -37,7 +37,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM
-from splitproto.messages import Fusion
+from splitproto.records import Fusion
 
 log = logging.getLogger(__name__)
 

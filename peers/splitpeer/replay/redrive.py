@@ -50,13 +50,11 @@ from splitproto.messages import (
     Forward,
     Gradients,
     Inventory,
-    Job,
     JobAccept,
     JobDecline,
     JobOffer,
     Logits,
     Message,
-    Patient,
     Progress,
     Rollback,
     RolledBack,
@@ -65,6 +63,7 @@ from splitproto.messages import (
     Withdraw,
 )
 from splitproto.negotiation import FEATURES
+from splitproto.records import Job, Patient
 from splitproto.tensors import Array
 
 TOLERANCE = 1e-6

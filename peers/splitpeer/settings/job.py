@@ -34,7 +34,8 @@ from splitpeer.settings.values import (
     Width,
 )
 from splitproto.identity import AllowList
-from splitproto.messages import MOST_SEATS, MOST_SEATS_OF_A_JOB
+from splitproto.messages import MOST_SEATS_OF_A_JOB
+from splitproto.records import MOST_SEATS
 
 __all__ = ["JobConfig"]
 

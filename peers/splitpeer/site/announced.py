@@ -14,7 +14,8 @@ from splitpeer.federation.terms import READ_AHEAD, Room, window_of
 from splitpeer.site.budgets import BudgetSpent
 from splitpeer.site.released import Released
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import Forward, Job, Sample
+from splitproto.messages import Forward
+from splitproto.records import Job, Sample
 
 MOST_WAITING = 64
 """SP-11-6: "can hold at least 64 that are not yet due"; no coordinator announces more ([training] ahead)."""

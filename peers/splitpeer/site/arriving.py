@@ -10,7 +10,8 @@ from splitpeer.federation.seats import by_seat
 from splitpeer.training.forms import WireForm
 from splitproto.errors import SchemaMismatch
 from splitproto.fusion import CHECK
-from splitproto.messages import Activations, Gradients, Seat
+from splitproto.messages import Activations, Gradients
+from splitproto.records import Seat
 from splitproto.tensors import DTYPES
 
 

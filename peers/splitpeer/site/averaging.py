@@ -10,7 +10,8 @@ from splitpeer.training.averaging import flaw
 from splitpeer.training.split_step import ClientHalf
 from splitproto.constants import MAX_TENSORS
 from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch, UnexpectedMessage
-from splitproto.messages import Average, Averaged, Job, Seat, Share, Shared
+from splitproto.messages import Average, Averaged, Share, Shared
+from splitproto.records import Job, Seat
 
 
 class SiteAveraging:

@@ -76,12 +76,12 @@ from splitproto.messages import (
     JobDecline,
     JobOffer,
     Message,
-    Patient,
     Probe,
     Withdraw,
     Withdrawn,
 )
 from splitproto.negotiation import FEATURES
+from splitproto.records import Patient
 
 log = logging.getLogger(__name__)
 Returned = TypeVar("Returned")

@@ -20,7 +20,7 @@ from splitpeer.pretraining.encoder_file import EncoderFacts, EncoderFile
 from splitpeer.settings.peer import PeerConfig, Policy
 from splitpeer.site.encoders import Encoders
 from splitpeer.storage import checkpoint, durable, reading
-from splitproto.messages import Job, Seat
+from splitproto.records import Job, Seat
 
 RECORD = "weights.json"
 """File in the run's folder: by seat, the `WeightsOrigin` of what its encoder started from."""

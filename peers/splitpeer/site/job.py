@@ -63,13 +63,12 @@ from splitproto.messages import (
     JobOffer,
     Locate,
     Located,
-    Patient,
     Share,
     Shared,
-    Unusable,
     Withdraw,
     Withdrawn,
 )
+from splitproto.records import Patient, Unusable
 
 MOST_UNUSABLE = 1024
 """SP-11.13-9: a site that cannot use more files than this has failed."""

@@ -30,17 +30,8 @@ from splitpeer.site.scoring import ScoreTable, forget, measured, rounded
 from splitpeer.site.sides import Sides
 from splitpeer.training.loss import loss_gradient
 from splitproto.errors import Misaligned, PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import (
-    Conclude,
-    Job,
-    Logits,
-    LossGradients,
-    Prediction,
-    Sample,
-    Scores,
-    Unusable,
-    Withdraw,
-)
+from splitproto.messages import Conclude, Logits, LossGradients, Prediction, Scores, Withdraw
+from splitproto.records import Job, Sample, Unusable
 
 PREDICTIONS = "predictions"
 """In the folder of a run."""

@@ -50,7 +50,8 @@ from splitpeer.site.summing import Allowed, Summing
 from splitpeer.timeline.spans import Spans
 from splitpeer.training.guard import Guard
 from splitpeer.training.split_step import ClientHalf
-from splitproto.messages import Job, JobOffer, Seat
+from splitproto.messages import JobOffer
+from splitproto.records import Job, Seat
 
 
 def open_job(

@@ -22,7 +22,8 @@ from splitpeer.storage import checkpoint, durable, reading
 from splitproto import codec
 from splitproto.errors import CodecError, PolicyRefused, SchemaMismatch
 from splitproto.fields import ListOf, Record, write_map
-from splitproto.messages import MOST_SEATS, Job, JobOffer, Seat
+from splitproto.messages import JobOffer
+from splitproto.records import MOST_SEATS, Job, Seat
 
 COMPLETE = "complete"
 """File that marks a run whose coordinator said that it is complete."""

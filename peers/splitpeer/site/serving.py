@@ -42,10 +42,10 @@ from splitproto.messages import (
     Share,
     Unsaved,
     Unsegmented,
-    Unusable,
     Withdraw,
     Withdrawn,
 )
+from splitproto.records import Unusable
 
 Returned = TypeVar("Returned")
 

@@ -25,8 +25,9 @@ from splitpeer.training.sums import over_seats
 from splitproto import Credentials, fusion, partners
 from splitproto.errors import IdentityError, PolicyRefused
 from splitproto.identity import OWN_UNUSABLE
-from splitproto.messages import Forward, Fusion, FusionKeys, JobOffer, KeyOffer
+from splitproto.messages import Forward, FusionKeys, JobOffer
 from splitproto.partners import Keys, Trust
+from splitproto.records import Fusion, KeyOffer
 
 TRIES, PAUSE_S = 4, 0.25
 """CA and revocation list that cannot be read are read again, so often and after so many seconds."""

@@ -13,7 +13,7 @@ import numpy as np
 from splitpeer.models.registry import cut_of
 from splitproto import codings
 from splitproto.codings import CODINGS
-from splitproto.messages import Job
+from splitproto.records import Job
 from splitproto.tensors import DTYPES, Descriptor
 
 

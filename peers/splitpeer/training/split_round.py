@@ -23,7 +23,7 @@ from splitpeer.defences.stack import Stack, defend
 from splitpeer.training.forms import Forms
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM, fused
-from splitproto.messages import Fusion, Sample
+from splitproto.records import Fusion, Sample
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

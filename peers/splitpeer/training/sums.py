@@ -12,7 +12,7 @@ import numpy as np
 from splitpeer.training.split_step import Arrays
 from splitproto.errors import SiteFailed
 from splitproto.fusion import quantise, summed
-from splitproto.messages import Fusion
+from splitproto.records import Fusion
 
 SUM = "sum"
 """The only seat that the decoder has in such a job."""

@@ -9,7 +9,7 @@ import numpy as np
 from splitpeer.data.sampling import TrainingSchedule
 from splitpeer.data.volumes import Volumes
 from splitpeer.training.windows import window_origins
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 
 class TiledSchedule(TrainingSchedule):

@@ -14,7 +14,7 @@ from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import make_stack
 from splitpeer.models import Encoder, build_encoder, unet_backbone
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 FEATURES = (8, 4, 8, 8, 8, 4)
 MODALITIES = ("flair", "t1")

@@ -15,7 +15,7 @@ from splitpeer.attacks.runner import run
 from splitpeer.attacks.simulated_defences import SimulatedDefences
 from splitpeer.errors import AttackImpossible
 from splitproto.fusion import Asked, Masking, answer, public_of, quantise, restore, totals
-from splitproto.messages import Fusion, Seat
+from splitproto.records import Fusion, Seat
 
 from .image_attacks import encoder, heads, likeness, look
 

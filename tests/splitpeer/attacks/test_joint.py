@@ -15,7 +15,7 @@ from splitpeer.attacks.joint import NAME, joint_knowledge, joint_view
 from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
 from splitproto.fusion import greatest
-from splitproto.messages import Fusion, Seat
+from splitproto.records import Fusion, Seat
 
 from .image_attacks import encoder, heads, likeness, look
 

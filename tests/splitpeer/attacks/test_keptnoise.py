@@ -17,7 +17,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import defend, make_stack
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import unet_backbone
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 from .image_attacks import encoder, heads, look
 from .image_attacks import likeness as similar

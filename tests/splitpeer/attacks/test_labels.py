@@ -23,7 +23,7 @@ from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 FEATURES = (4, 4, 8, 8, 16, 4)
 SITES = ("t1", "t2")

@@ -12,7 +12,7 @@ from splitpeer.attacks.image.inverse import InverseAttack
 from splitpeer.attacks.neighbours import around, beside, neighbour_knowledge, neighbour_view, offsets
 from splitpeer.attacks.runner import run
 from splitpeer.errors import AttackImpossible
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 from .image_attacks import encoder, heads, likeness, look
 

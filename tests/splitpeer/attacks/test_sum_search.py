@@ -17,7 +17,7 @@ from splitpeer.attacks.image.inverse import InverseAttack, Refined
 from splitpeer.attacks.image.sum_search import SumSearch, contrast_metric, coupled_variation, nearest
 from splitpeer.attacks.joint import joint_knowledge, joint_view
 from splitpeer.attacks.runner import run
-from splitproto.messages import Fusion, Seat
+from splitproto.records import Fusion, Seat
 
 from .image_attacks import encoder, heads, likeness, look
 

@@ -22,7 +22,7 @@ from splitpeer.defences.network import build_network
 from splitpeer.defences.randomness import Release
 from splitpeer.errors import AttackImpossible
 from splitpeer.models import build_decoder, site_seed, unet_backbone
-from splitproto.messages import Sample, Seat
+from splitproto.records import Sample, Seat
 
 from .watch import painted
 

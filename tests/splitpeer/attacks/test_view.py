@@ -11,7 +11,8 @@ from splitpeer.attacks.base import Target
 from splitpeer.attacks.view import coordinator_view, site_view
 from splitpeer.errors import AttackImpossible
 from splitproto.capture import Party
-from splitproto.messages import Gradients, Seat
+from splitproto.messages import Gradients
+from splitproto.records import Seat
 from tests.splitpeer.taped import (
     SEATS,
     Said,

@@ -11,7 +11,7 @@ from splitpeer.audit.cohort import Cohort, cut, most_tumour, shadow
 from splitpeer.audit.stand_in_task import StandInTask
 from splitpeer.data.volumes import Volumes
 from splitpeer.errors import ConfigError, DataError
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 WINDOW = (32, 32, 1)
 

@@ -245,7 +245,7 @@ def partners_of(place: Any, folder: Path, tmp_path: Path, site: Path) -> StandIn
 def test_whose_contrasts_are_all_at_hand(place: Any, site: Path, tmp_path: Path) -> None:
     cohort = place.cohort()
     own, keys = Cohort({"t1": cohort.images["t1"]}), cohort.keys()
-    from splitproto.messages import Sample
+    from splitproto.records import Sample
 
     targets = [Sample(key, (0, 0, 4)) for key in keys[:3]]
     find = partial(

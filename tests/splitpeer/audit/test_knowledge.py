@@ -16,7 +16,7 @@ from splitpeer.models import build_decoder
 from splitpeer.models.backbone import Fusion
 from splitpeer.models.registry import NETWORKS, make_backbone
 from splitpeer.storage import checkpoint
-from splitproto.messages import Seat
+from splitproto.records import Seat
 from tests.networks import SMALL
 
 SITES = ("t1", "t2")

@@ -168,7 +168,7 @@ def test_stand_ins_are_as_high_in_the_head_and_nobody_changes(
     stand_ins = StandIns.find(settings, config, "site-t1", place.shadow, tmp_path)
     own = place.cohort().images["t1"]
     keys = own.keys()
-    from splitproto.messages import Sample
+    from splitproto.records import Sample
 
     placed = [stand_ins._place(Sample(key, (0, 0, 9)), own, (32, 32, 1)) for key in (*keys, *keys)]
     assert [one.key for one in placed[: len(keys)]] == [one.key for one in placed[len(keys) :]]

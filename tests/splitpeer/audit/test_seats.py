@@ -21,7 +21,7 @@ from splitpeer.federation import images
 from splitpeer.federation.images import LIST_SEEN
 from splitpeer.report.store import load_run
 from splitpeer.settings.job import JobConfig
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 BOTH = 'clinic = ["flair", "t1"]'
 SITES = 'site-flair = "flair"\nsite-t1 = "t1"'

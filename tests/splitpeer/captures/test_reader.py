@@ -13,7 +13,8 @@ from splitpeer.captures.reader import Capture, open_capture
 from splitpeer.captures.recorder import Limits, Recorder
 from splitpeer.errors import DataError
 from splitproto.capture import CaptureReader, Header
-from splitproto.messages import Activations, Forward, Sample
+from splitproto.messages import Activations, Forward
+from splitproto.records import Sample
 
 HEADER = Header("coordinator", "hub", "fed", "test", 1.0, run=bytes(16))
 KEY = bytes(range(32))

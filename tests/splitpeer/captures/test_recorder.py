@@ -37,8 +37,8 @@ from splitproto.messages import (
     LossGradients,
     Message,
     Progress,
-    Sample,
 )
+from splitproto.records import Sample
 
 RUN = bytes(range(16))
 HEADER = Header("coordinator", "hub", "fed", "test", 1.0, run=RUN)

@@ -9,7 +9,8 @@ import numpy as np
 
 from splitpeer.coordinator.frozen.features import Features
 from splitpeer.storage.bank import BankEntry
-from splitproto.messages import Forward, Sample, Seat
+from splitproto.messages import Forward
+from splitproto.records import Sample, Seat
 
 STAYS, GOES = b"stays", b"goes"
 AT = (0, 0, 0)

@@ -22,7 +22,8 @@ from splitpeer.coordinator.remote_site import RemoteSite
 from splitpeer.coordinator.settling import Settling
 from splitpeer.data.geometry import Geometry
 from splitproto.errors import DeadlineExceeded
-from splitproto.messages import Patient, Segment, Unsegmented
+from splitproto.messages import Segment, Unsegmented
+from splitproto.records import Patient
 
 KEY = bytes(range(16))
 SOON = 20.0

@@ -16,8 +16,8 @@ from splitpeer.coordinator.relay import Relay
 from splitpeer.errors import DeadlinePassed
 from splitproto import partners, pki
 from splitproto.errors import CertificateEnded, FusionMismatch
-from splitproto.messages import Fusion, Job, KeyOffer, Level
 from splitproto.partners import Keys, Trust
+from splitproto.records import Fusion, Job, KeyOffer, Level
 
 RUN = bytes(range(16))
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)

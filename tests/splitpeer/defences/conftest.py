@@ -13,7 +13,7 @@ from torch import Tensor
 from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import Stack, make_stack
 from splitpeer.models import build_encoder, unet_backbone
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 FEATURES = (4, 6, 8, 8, 10, 4)
 WINDOW = {2: (48, 48), 3: (32, 32, 32)}

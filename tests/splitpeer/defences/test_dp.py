@@ -15,7 +15,7 @@ from splitpeer.defences.randomness import Release
 from splitpeer.defences.stack import make_stack
 from splitpeer.errors import ConfigError
 from splitpeer.models import unet_backbone
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 KEY = bytes(range(32))
 CHANNELS = {"x0": 4, "x1": 6}

@@ -13,7 +13,7 @@ from splitpeer.defences.gradient.marvell import Classes, Covariance, allowed_div
 from splitpeer.defences.gradient.voxels import estimate, labels_at
 from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.randomness import Draw, Release
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 KEY = bytes(range(32))
 CHANNELS, SIZE, BATCH = 4, 64, 3

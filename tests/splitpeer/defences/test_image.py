@@ -8,7 +8,7 @@ import pytest
 from splitpeer.data.loader import SiteData
 from splitpeer.defences.image.stack import make_image_stack
 from splitpeer.errors import ConfigError
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 KEY = bytes(range(32))
 SHAPE = (40, 36, 20)

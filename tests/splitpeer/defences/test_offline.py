@@ -12,7 +12,8 @@ from splitpeer.defences.stack import defend, make_stack
 from splitpeer.federation.terms import on_wire
 from splitpeer.models import unet_backbone
 from splitproto.capture import Header
-from splitproto.messages import Forward, Job, Sample, Seat
+from splitproto.messages import Forward
+from splitproto.records import Job, Sample, Seat
 
 BASE, RUN = bytes(range(32)), bytes(16)
 BACKBONE = unet_backbone(2, (4, 4, 8, 8, 16, 4))

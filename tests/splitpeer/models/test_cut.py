@@ -10,7 +10,7 @@ import pytest
 
 from splitpeer.models.cut import Cut, Level
 from splitpeer.models.registry import backbone_of, encoder_parameters, make_backbone, on_wire, unet_backbone
-from splitproto.messages import Job, Setting
+from splitproto.records import Job, Setting
 
 FEATURES = (4, 6, 8, 10, 12, 4)
 PLAIN = (Level("fine", 3, (1, 2)), Level("coarse", 5, (4, 2)))

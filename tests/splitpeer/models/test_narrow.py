@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from splitpeer.models import Backbone, build_encoder, encoder_parameters, make_backbone
 from splitpeer.models.registry import NETWORKS, backbone_of, on_wire, own_backbone
 from splitpeer.settings.job import Model
-from splitproto.messages import Job
+from splitproto.records import Job
 from tests.networks import SMALL
 from tests.splitpeer.models.halves import both_ways, window
 

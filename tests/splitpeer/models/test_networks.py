@@ -27,7 +27,7 @@ from splitpeer.training.loss import region_loss
 from splitpeer.training.optimiser import Schedule, make_optimiser
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Job, Sample
+from splitproto.records import Job, Sample
 from tests.networks import SMALL
 from tests.splitpeer.models.halves import SITES, both_ways, images, window
 

@@ -29,7 +29,7 @@ from splitpeer.storage import checkpoint
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Job
+from splitproto.records import Job
 
 from .conftest import PATIENTS, STEPS, Desk
 

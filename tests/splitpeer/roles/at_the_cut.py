@@ -8,7 +8,7 @@ import torch
 
 from splitpeer.models import SplitNetwork
 from splitpeer.training.forms import WireForm, activations_form, gradients_form
-from splitproto.messages import Job
+from splitproto.records import Job
 
 
 class _Travels(torch.autograd.Function):

@@ -27,7 +27,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import Place
 from splitpeer.training.tiles import TiledSchedule
 from splitpeer.training.windows import window_origins
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 from .scene import PATIENTS, SEED, Scene
 

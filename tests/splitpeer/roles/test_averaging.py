@@ -23,7 +23,8 @@ from splitpeer.site.job import SiteJob
 from splitpeer.training.averaging import average
 from splitpeer.training.split_round import Place
 from splitproto.errors import LinkLost
-from splitproto.messages import Activations, Averaged, Job, Message, Seat
+from splitproto.messages import Activations, Averaged, Message
+from splitproto.records import Job, Seat
 from splitproto.session import Session
 
 from .gaps import Whole, cast, who

@@ -23,7 +23,8 @@ from splitpeer.site.job import SiteJob
 from splitpeer.site.leaving import Leaving
 from splitpeer.site.named import Named
 from splitpeer.site.opening import open_job
-from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Unusable, Withdraw
+from splitproto.messages import Activations, Forward, JobOffer, Withdraw
+from splitproto.records import Sample, Seat, Unusable
 from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS

@@ -25,7 +25,7 @@ from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.tiles import TiledSchedule
 from splitpeer.training.windows import window_origins
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 from .scene import Scene
 

@@ -9,7 +9,8 @@ from splitpeer.settings.bounds import Bounds
 from splitpeer.site.budgets import BudgetSpent, new_inference
 from splitpeer.site.inference.answering import Answering, Terms
 from splitproto.errors import PolicyRefused
-from splitproto.messages import Forward, Locate, Sample
+from splitproto.messages import Forward, Locate
+from splitproto.records import Sample
 
 KEY, OTHER, MINE = b"k" * 16, b"o" * 16, b"m" * 16
 LISTED = Terms("listed", ("site-a",))

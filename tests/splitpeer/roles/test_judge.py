@@ -26,7 +26,8 @@ from splitpeer.models.registry import backbone_of, make_backbone, on_wire
 from splitpeer.settings.bounds import Bounds
 from splitpeer.site.announced import Announced
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Fusion, Job, JobOffer, Normalisation, Sample, Seat, Setting
+from splitproto.messages import Forward, JobOffer
+from splitproto.records import Fusion, Job, Normalisation, Sample, Seat, Setting
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 

@@ -52,13 +52,12 @@ from splitproto.messages import (
     JobOffer,
     Logits,
     LossGradients,
-    Masks,
     Message,
     Prediction,
-    Sample,
     Scores,
 )
 from splitproto.negotiation import FEATURES
+from splitproto.records import Masks, Sample
 from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS, Federation, Nursery, Scene

@@ -14,7 +14,8 @@ import pytest
 
 from splitproto import Side
 from splitproto.connection import Connection
-from splitproto.messages import Bye, Gradients, KeyOffer, Message
+from splitproto.messages import Bye, Gradients, Message
+from splitproto.records import KeyOffer
 
 from .scene import PATIENTS, Federation, Scene, write_nifti
 from .test_secure_sum import BRISK, MODEL, cast, site

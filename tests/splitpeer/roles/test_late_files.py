@@ -15,7 +15,8 @@ from splitpeer.site import job as job_module
 from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitproto.errors import PolicyRefused
-from splitproto.messages import Activations, Forward, JobOffer, Locate, Located, Sample, Seat
+from splitproto.messages import Activations, Forward, JobOffer, Locate, Located
+from splitproto.records import Sample, Seat
 from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS, Scene

@@ -33,9 +33,8 @@ from splitproto.messages import (
     Progress,
     Rollback,
     RolledBack,
-    Sample,
-    Seat,
 )
+from splitproto.records import Sample, Seat
 from splitproto.tensors import schema_digest
 from tests.cuts import unet
 from tests.splitpeer.roles.scene import JOINT

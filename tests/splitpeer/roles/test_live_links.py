@@ -14,7 +14,8 @@ import pytest
 from splitpeer.federation.terms import cut_descriptors, job_on_wire
 from splitpeer.site.client import Client
 from splitproto import AllowList, Listener, Session, pki
-from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress, Seat
+from splitproto.messages import Begin, Bye, JobAccept, JobOffer, Progress
+from splitproto.records import Seat
 from splitproto.tensors import schema_digest
 
 from .scene import JOINT, Federation, Scene

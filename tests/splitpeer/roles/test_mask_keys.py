@@ -24,7 +24,8 @@ from splitpeer.storage import durable
 from splitproto import fusion
 from splitproto.errors import FusionMismatch, PolicyRefused
 from splitproto.fusion import MOST_EPOCHS, Asked
-from splitproto.messages import Fusion, Settled
+from splitproto.messages import Settled
+from splitproto.records import Fusion
 
 from .scene import Scene
 from .served import comes, held_out, refused, segmented, serving, stop, until

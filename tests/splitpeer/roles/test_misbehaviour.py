@@ -32,15 +32,13 @@ from splitproto.messages import (
     JobDecline,
     JobOffer,
     Message,
-    Patient,
     Progress,
     Rollback,
     RolledBack,
     Saved,
-    Seat,
-    Unusable,
     Withdraw,
 )
+from splitproto.records import Patient, Seat, Unusable
 from splitproto.tensors import schema_digest
 from tests.splitpeer.roles.scene import JOINT
 

@@ -30,7 +30,8 @@ from splitpeer.site.shown import NAME, Shown
 from splitpeer.site.tiling import Rule, Tiling
 from splitpeer.training.windows import window_origins
 from splitproto.errors import PolicyRefused, SiteFailed
-from splitproto.messages import Forward, Sample, Unusable, Withdraw
+from splitproto.messages import Forward, Withdraw
+from splitproto.records import Sample, Unusable
 
 from .scene import PATIENTS, Scene
 from .test_releases import FROZEN, answer, octets, offer_of, question

@@ -11,7 +11,7 @@ from splitpeer.captures.redefend import defended
 from splitpeer.captures.summary import summarise
 from splitpeer.defences.key import from_seed
 from splitpeer.defences.offline import offline_defences
-from splitproto.messages import Seat
+from splitproto.records import Seat
 
 from .gaps import WHERE, cast, names, who
 

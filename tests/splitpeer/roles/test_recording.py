@@ -22,7 +22,8 @@ from splitpeer.data.pseudonym import load_salt, pseudonym
 from splitpeer.errors import ConfigError, DataError, JobFailed
 from splitpeer.site.client import Client
 from splitproto.capture import Recorded
-from splitproto.messages import Activations, Gradients, Seat
+from splitproto.messages import Activations, Gradients
+from splitproto.records import Seat
 
 SHORT = {"steps": 4, "batch": 2, "checkpoint_every": 2}
 

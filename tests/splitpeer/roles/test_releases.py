@@ -20,7 +20,8 @@ from splitpeer.site.opening import open_job
 from splitpeer.site.released import Released
 from splitpeer.training.windows import window_origins
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Activations, Forward, JobOffer, Sample, Seat, Withdraw
+from splitproto.messages import Activations, Forward, JobOffer, Withdraw
+from splitproto.records import Sample, Seat
 from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS, Scene

@@ -23,7 +23,8 @@ from splitpeer.site.budgets import MOST_SEATS, Budgets, BudgetSpent
 from splitpeer.site.labelling import Labelling, LossTold
 from splitpeer.site.scoring import ScoreRow, ScoreTable
 from splitproto.errors import PolicyRefused, SchemaMismatch, StepMismatch
-from splitproto.messages import Conclude, Prediction, Sample
+from splitproto.messages import Conclude, Prediction
+from splitproto.records import Sample
 
 SHAPE = (20, 18, 4)
 TASK = glioma("msd")

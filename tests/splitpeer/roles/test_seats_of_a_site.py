@@ -39,7 +39,8 @@ from splitpeer.training.loss import task_loss
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto.errors import PolicyRefused, SchemaMismatch
-from splitproto.messages import Forward, Gradients, Job, JobOffer, Sample, Seat
+from splitproto.messages import Forward, Gradients, JobOffer
+from splitproto.records import Job, Sample, Seat
 from splitproto.tensors import schema_digest
 
 from .scene import PATIENTS, SEED, Scene

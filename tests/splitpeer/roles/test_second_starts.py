@@ -16,7 +16,8 @@ from splitpeer.site.client import Client
 from splitpeer.storage import checkpoint
 from splitproto import Listener, Session
 from splitproto.identity import AllowList
-from splitproto.messages import Activations, Applied, Forward, Gradients, Message, Sample
+from splitproto.messages import Activations, Applied, Forward, Gradients, Message
+from splitproto.records import Sample
 from tests.splitpeer.roles.scene import JOINT
 
 from .test_live_links import hub_of_one

@@ -53,8 +53,9 @@ from splitpeer.training.split_step import ClientHalf
 from splitpeer.training.sums import SUM, fused
 from splitproto import AllowList, Listener, fusion
 from splitproto.errors import PolicyRefused, SiteFailed
-from splitproto.messages import Forward, JobOffer, Sample, Seat
+from splitproto.messages import Forward, JobOffer
 from splitproto.partners import Keys
+from splitproto.records import Sample, Seat
 from splitproto.tensors import schema_digest
 
 from .scene import JOINT, PATIENTS, SEED, Scene

@@ -20,17 +20,8 @@ from splitpeer.site.job import SiteJob
 from splitpeer.site.opening import open_job
 from splitpeer.storage import checkpoint
 from splitproto.errors import Misaligned, SchemaMismatch, StepMismatch, UnexpectedMessage
-from splitproto.messages import (
-    Activations,
-    Average,
-    Forward,
-    Gradients,
-    JobOffer,
-    Seat,
-    Share,
-    Unusable,
-    Withdraw,
-)
+from splitproto.messages import Activations, Average, Forward, Gradients, JobOffer, Share, Withdraw
+from splitproto.records import Seat, Unusable
 from splitproto.tensors import schema_digest
 
 from .scene import Scene

@@ -17,7 +17,8 @@ from splitpeer.federation.terms import cut_descriptors, job_on_wire
 from splitpeer.results.own_scan import OwnScan, brought_back
 from splitpeer.site.opening import open_job
 from splitproto.errors import PolicyRefused
-from splitproto.messages import Forward, JobOffer, Seat
+from splitproto.messages import Forward, JobOffer
+from splitproto.records import Seat
 from splitproto.tensors import schema_digest
 
 from .scene import Scene

@@ -18,8 +18,9 @@ from splitpeer.site.summing import PARTNERS, Allowed, Summing
 from splitproto import fusion, partners
 from splitproto.errors import FusionMismatch, IdentityError
 from splitproto.identity import OWN_UNUSABLE
-from splitproto.messages import FusionKeys, KeyOffer
+from splitproto.messages import FusionKeys
 from splitproto.partners import Trust
+from splitproto.records import KeyOffer
 
 from .scene import Ran, Scene
 from .test_secure_sum import BRISK, SITES, cast, folder, site, until

@@ -13,7 +13,8 @@ from splitpeer.site.range_refusals import RangeRefusals
 from splitpeer.site.summing import Summing
 from splitproto import fusion
 from splitproto.errors import FusionMismatch, SiteFailed
-from splitproto.messages import Forward, Fusion, Sample, Settled
+from splitproto.messages import Forward, Settled
+from splitproto.records import Fusion, Sample
 
 TERMS, SITES = Fusion(16, 4.0, 3), "abc"
 ONES = {"t1": {"level": np.ones((1, 2, 4, 4), np.float32)}}

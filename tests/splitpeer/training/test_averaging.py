@@ -14,7 +14,7 @@ from splitpeer.models.registry import NETWORKS, averaged_tensors, make_backbone,
 from splitpeer.training.averaging import average
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 CUT = unet_backbone(2, (2, 4, 4, 8, 8, 4))
 

@@ -13,7 +13,7 @@ from splitpeer.errors import DataError
 from splitpeer.models import Encoder, basic_unet, build_decoder, build_encoder, site_seed, unet_backbone
 from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 FEATURES = (2, 4, 4, 8, 8, 4)
 WINDOW = {2: (3, 1, 32, 32), 3: (2, 1, 32, 32, 32)}

@@ -17,7 +17,7 @@ from splitpeer.models import build_encoder
 from splitpeer.models.backbone import Encoder
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import make_backbone
-from splitproto.messages import Level
+from splitproto.records import Level
 
 WINDOW = 32
 POSES = [

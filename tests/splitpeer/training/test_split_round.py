@@ -29,7 +29,7 @@ from splitpeer.training.split_round import (
     split_round,
 )
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
-from splitproto.messages import Sample
+from splitproto.records import Sample
 
 FEATURES = (4, 4, 4, 4, 4, 4)
 MODALITIES = ("flair", "t1")

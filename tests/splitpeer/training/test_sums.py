@@ -14,7 +14,7 @@ from splitpeer.training.split_round import Parties, Place, split_round
 from splitpeer.training.split_step import ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM, fused, over_seats
 from splitproto import fusion
-from splitproto.messages import Fusion, Sample
+from splitproto.records import Fusion, Sample
 
 TERMS = Fusion(16, 4.0, 3)
 WIDTHS = (1, 1, 2, 4, 8)

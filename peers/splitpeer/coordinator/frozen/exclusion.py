@@ -10,7 +10,7 @@ from splitpeer.coordinator.run import Run
 from splitpeer.federation.batches import TrainingStream
 from splitpeer.storage.bank import Bank
 from splitproto.causes import CONSENT
-from splitproto.messages import Unusable
+from splitproto.records import Unusable
 
 
 class BankExclusion(Exclusion):

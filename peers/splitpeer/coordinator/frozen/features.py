@@ -16,7 +16,8 @@ from splitpeer.storage.bank import ALL_SITES, BankEntry, Contents, Window
 from splitpeer.training.forms import activations_form
 from splitpeer.training.split_step import Arrays
 from splitpeer.training.sums import SUM
-from splitproto.messages import Forward, Job, Sample
+from splitproto.messages import Forward
+from splitproto.records import Job, Sample
 
 
 class Releases(Protocol):

@@ -47,7 +47,8 @@ from splitpeer.training.split_round import THE_SUM
 from splitpeer.training.windows import window_origins
 from splitproto.causes import CONSENT
 from splitproto.fusion import CHECK
-from splitproto.messages import Forward, Missing, Patient, Sample, Segmented, Unsegmented
+from splitproto.messages import Forward, Segmented, Unsegmented
+from splitproto.records import Missing, Patient, Sample
 from splitproto.seats import tensor_name
 from splitproto.tensors import Array
 

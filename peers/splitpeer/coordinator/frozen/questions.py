@@ -17,7 +17,8 @@ from splitpeer.storage.bank import ALL_SITES, Bank, BankEntry, Contents
 from splitpeer.training.forms import activations_form
 from splitpeer.training.windows import window_origins
 from splitproto.fusion import CHECK
-from splitproto.messages import Forward, Sample
+from splitproto.messages import Forward
+from splitproto.records import Sample
 from splitproto.seats import tensor_name
 
 

@@ -24,7 +24,8 @@ from splitpeer.logs import handle
 from splitproto import SplitprotoError
 from splitproto.causes import CONSENT, OF_A_PATIENT
 from splitproto.errors import printable
-from splitproto.messages import Locate, Located, Missing, Patient
+from splitproto.messages import Locate, Located
+from splitproto.records import Missing, Patient
 
 log = logging.getLogger(__name__)
 

@@ -45,15 +45,8 @@ from splitpeer.federation.terms import window_of
 from splitpeer.ranks.group import RankLost
 from splitproto import SplitprotoError
 from splitproto.errors import printable
-from splitproto.messages import (
-    Forward,
-    Missing,
-    Patient,
-    Sample,
-    Segmented,
-    Unsegmented,
-    Withdraw,
-)
+from splitproto.messages import Forward, Segmented, Unsegmented, Withdraw
+from splitproto.records import Missing, Patient, Sample
 from splitproto.tensors import Array
 
 log = logging.getLogger(__name__)

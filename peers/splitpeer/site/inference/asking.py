@@ -33,9 +33,9 @@ from splitproto.messages import (
     Segment,
     Segmented,
     Segmenting,
-    TaskTerms,
     Unsegmented,
 )
+from splitproto.records import TaskTerms
 
 LOOK_S = 0.1
 """Between two looks into the spool."""
