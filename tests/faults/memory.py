@@ -469,7 +469,7 @@ class Network:
                 yield near, far
 
     def cut(self, host: str, notice: Literal["both", "site", "hub"]) -> None:
-        """The line of a site breaks; what is on its way is lost. Who does not notice talks to nobody for a while."""
+        """The line of a site breaks; what is on its way is lost. A site that misses it talks to nobody for a while."""
         for near, far in list(self.of(host)):
             for end, told in ((near, notice != "hub"), (far, notice != "site")):
                 end.out.cut()

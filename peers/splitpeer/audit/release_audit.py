@@ -277,7 +277,7 @@ class Audited:
     judge: Judge
     gaps: tuple[str, ...]
     training: tuple[bytes, ...] = ()
-    """Who is not held out."""
+    """Patients who are not held out."""
     held_out: tuple[bytes, ...] = ()
 
     @property

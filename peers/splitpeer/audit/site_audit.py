@@ -122,7 +122,7 @@ class SiteAudit(Invited):
         seats = seats_of(job)
         stacked = {name: of for name, of in job.seats.items() if name in seats.filled[site]}
         training = job.training.model_copy(update={"steps": self.steps or job.training.steps})
-        # What a patient lacks here, another site may fill: whoever fills a seat may be asked for.
+        # What a patient lacks here, another site may fill: any patient with a filled seat may be asked for.
         data = job.data.model_copy(update={"min_seats": 1, "complete_first": 0})
         alone = {"sites": {site: self.held(site)}, "seats": stacked, "training": training, "data": data}
         return job.model_copy(update=alone)

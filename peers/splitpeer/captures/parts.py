@@ -61,7 +61,7 @@ def continued(asked: Path, header: Header) -> tuple[Path, int, bytes | None]:
         part = 0
         while part_path(first, part + 1).exists():
             part += 1
-        # What the parts hold was or will be verified by who reads them; here only the way to the last chain.
+        # What the parts hold was or will be verified by their readers; here only the way to the last chain.
         reader = CaptureReader(verify=False, blind=True)
         try:
             for _ in reader.over(mapped(part_path(first, part))):

@@ -54,7 +54,7 @@ def export(config_file: Path | None, settings: tuple[str, ...], as_json: bool, *
     A site has its encoders, the coordinator fusion and decoder. With --join, BUNDLES that all parties of a run exported
     with --agree become one whole network; this site must be among those that may hold it.
 
-    Whoever has an encoder can rebuild images from what it sent: a bundle's docs/README.md says what it gives away.
+    Anyone who has an encoder can rebuild images from what it sent: a bundle's docs/README.md says what it gives away.
     """
     private_files()
     asked = _ExportAsked(**given)

@@ -493,7 +493,7 @@ class Coordinator:
         await service.serve()
 
     async def _only_service(self, service: Service) -> None:
-        """The run is complete; its newest weights are served to whoever comes."""
+        """The run is complete; its newest weights are served to every site that comes."""
         run, record = self._run, self._files.record
         self.result = run.result = self._files.result() or self.result
         self.result.complete = True

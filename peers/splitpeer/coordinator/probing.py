@@ -77,7 +77,7 @@ class ProbedLink:
             await self.session.send(Probe(self._number, back, filling(there)), self._answer_s)
             answer = await self.session.receive(self._answer_s, f"an answer to probe {self._number}")
             if isinstance(answer, Bye):
-                self.failed = True  # whoever holds the link answers it
+                self.failed = True  # its holder answers the bye
             else:
                 self._check(answer, back)
         except SplitprotoError as error:
@@ -161,7 +161,7 @@ class Probing:
         return {site: rates[site] for site in self._sites}
 
     def release(self) -> None:
-        """Whoever is held is offered the job."""
+        """Offer the job to the sites whose links are held."""
         self._over.set()
 
     async def say_bye(self, reason: str, text: str) -> None:

@@ -20,7 +20,7 @@ class Relay:
     """Of one run.
 
     Every site fails that is sent an offer which does not hold. So an offer is judged here as its partners will, and
-    whoever sent it is the one who does not join.
+    its sender is the one who does not join.
 
     Args:
         run: its id.

@@ -292,7 +292,7 @@ class Trainer:
     async def _trained(
         self, arrived: Arrived, target: np.ndarray | None, forward: Forward, out: Collection[str]
     ) -> tuple[float, dict[Place, Arrays]]:
-        """The decoder's step; unless all are needed, without the sites whose values are not numbers.
+        """The decoder's step; unless all are needed, without the sites whose values hold NaN or infinity.
 
         Args:
             target: None: the masks are at a site. Raises MasksUnusable: it cannot use some.

@@ -29,7 +29,7 @@ _KEPT = Parameter(
 _SCALE = Parameter(1.0, 0.0, 1000.0, "noise as a multiple of the tensor's root mean square")
 _AVERAGED = (
     "No guarantee: blurs what one release shows. Fresh noise is averaged over releases of one sample; kept noise is "
-    "eliminated by who knows the weights and has the sample in two poses or from two sets of weights."
+    "eliminated by anyone who knows the weights and has the sample in two poses or from two sets of weights."
 )
 
 # --- values left out -------------------------------------------------------------------------------------

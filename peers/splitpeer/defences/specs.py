@@ -167,7 +167,7 @@ def place_of(written: str) -> tuple[Place, str]:
 
 
 def by_place(written: Iterable[str]) -> ByPlace:
-    """The opposite of `placed`: the texts of each place, without their prefix. What is no place stays in the text."""
+    """The opposite of `placed`: the texts of each place, without their prefix. An unknown prefix stays in the text."""
     found: dict[Place, list[str]] = {place: [] for place in _PREFIX}
     for one in written:
         place, text = place_of(one)

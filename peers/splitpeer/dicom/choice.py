@@ -160,7 +160,7 @@ def _unfit(header: DicomHeader, slices: int, modality: str, rule: SeriesRule) ->
         return "a localizer" if "LOCALIZER" in kinds else f"fewer than {rule.min_slices} slices: a localizer?"
     if header.colour:
         return "a picture in colour or inverted, not grey values"
-    # Some archive nothing but reformatted volumes: whoever names them by a rule may have them.
+    # Some archive nothing but reformatted volumes: a rule that names them may have them.
     if found := sorted(kinds & (_NOT_MAGNITUDE if rule.description else _NOT_MAGNITUDE | _PROJECTIONS)):
         return f"{found[0]} image, not one that was measured"
     if rule.description or rule.but:

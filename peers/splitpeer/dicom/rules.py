@@ -22,7 +22,7 @@ class SeriesRule:
     """Contrast agent."""
     dicom_modality: str = "MR"
     description: str = ""
-    """Regular expression that the description must hold, case ignored. Whoever writes one is believed: the description
+    """Regular expression that the description must hold, case ignored. Its author is believed: the description
     is then not held against the parameters."""
     but: str = ""
     """The same that it must not hold."""

@@ -156,7 +156,7 @@ def _even(places: NDArray[np.float64], normal: NDArray[np.float64]) -> tuple[NDA
     if len(places) < 2:
         raise DataError("a single slice")
     if not np.isfinite(places).all():
-        raise DataError("positions that are no numbers: export it again")
+        raise DataError("slice positions with NaN or infinity: export it again")
     along = places @ normal
     steps = np.diff(along)
     usual = float(np.median(steps))

@@ -91,7 +91,7 @@ def refuse_by_policy(config: PeerConfig) -> None:
         else "join_encoder"
     )
     raise ConfigError(
-        f"{config.source}: [policy] {why} keeps this site's encoder out of a joined network: whoever holds it can "
+        f"{config.source}: [policy] {why} keeps this site's encoder out of a joined network: anyone who holds it can "
         "invert "
         + (
             "what this site sends"

@@ -53,7 +53,7 @@ def readme(facts: Facts, missing: Sequence[str] = ()) -> str:
 
 
 def given_away(facts: Facts) -> list[str]:
-    """What whoever holds the bundle can do with it, in sentences."""
+    """What a holder of the bundle can do with it, in sentences."""
     patients = (
         "The weights were learned from patients' images and masks: treat them as personal data. Membership of a "
         "patient in the training, and more, may be read from them."
@@ -66,7 +66,7 @@ def given_away(facts: Facts) -> list[str]:
     if facts["kind"] == DECODER:
         return [patients]
     inversion = (
-        "Whoever has an encoder and the feature maps that it sent (a recording, a coordinator's feature bank) can "
+        "Anyone who has an encoder and the feature maps that it sent (a recording, a coordinator's feature bank) can "
         "rebuild the images behind them: early levels almost to the voxel."
     )
     if facts["kind"] == ENCODERS:

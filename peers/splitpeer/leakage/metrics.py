@@ -34,7 +34,7 @@ def brain_mask(image: Image) -> Mask:
 def align(image: Image, truth: Image, mask: Mask) -> Image:
     """`gain * image + offset` closest to `truth` inside `mask` in least squares; float64. The gain may be negative.
 
-    Values that are not numbers become the mean of the others. An image that is constant inside the mask has no
+    NaN and infinity become the mean of the other values. An image that is constant inside the mask has no
     gain: it becomes the truth's mean, which is what one knows without seeing anything.
     """
     return _fitted(image, truth, mask, matched=False)

@@ -316,6 +316,6 @@ def _mask(path: Path, candidate: Candidate) -> NDArray[np.uint8]:
     values = np.rint(voxels)
     if np.abs(values - voxels).max() > 0.01 or values.min() < 0 or values.max() > 255:
         raise DataError(
-            f"{path}: holds values that are no whole numbers of 0 to 255: save the mask as integers"
+            f"{path}: holds values other than whole numbers from 0 to 255: save the mask as integers"
         )
     return np.ascontiguousarray(turn.stored(values)).astype(np.uint8)

@@ -159,7 +159,7 @@ def read_and_not_read(runs: Sequence[tuple[Folder, AuditRun]]) -> dict[str, tupl
             "The sum itself. It is computed from the images, and this page shows what an attack makes of it. “Others "
             "known” is what is left of one hospital if its partners' values are flat, or known to the coordinator.",
             "One hospital from all others: together with the coordinator they subtract their own values from the sum.",
-            "Images from whoever has the encoders: they make the attacks on this page as strong as they are. A "
+            "Images from anyone who has the encoders: they make the attacks on this page as strong as they are. A "
             "coordinator that is run by the hospital that made them has them.",
             "What the decoder itself shows of the patients it was trained on.",
         ),

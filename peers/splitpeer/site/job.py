@@ -536,7 +536,7 @@ class SiteJob:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What an encoder's levels, by seat, become on the wire; and what of it stays the same when it is asked again,
         which masks of another epoch are not (SP-11.17-5). Raises what `Summing.check_range` and `Summing.answer`
-        raise, and JobFailed: values to be coded are no numbers."""
+        raise, and JobFailed: NaN or infinity in values to be coded."""
         if self.summing is not None:
             if forward.mode == "release" and not self.released.windows:
                 # SP-11.18-3: before anything is noted, as a patient may be shown in few runs.

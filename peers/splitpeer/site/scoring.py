@@ -22,7 +22,7 @@ from splitproto.errors import PolicyRefused
 MAX_BYTES = 64 << 20
 """Of a table on disk."""
 NOBODY = "(withdrawn) "
-"""And a number: in place of the ids of who has withdrawn consent."""
+"""And a number: in place of the ids of patients who have withdrawn consent."""
 MOST_FIGURES = 64
 """SP-8.4: entries of `scores`."""
 

@@ -82,7 +82,7 @@ def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings:
         sent, target, have = arrived(network, settings, step)
         have = have if step else None
         if step == 2:
-            # A step that is not made: the loss is no number, and the ranks have a forward pass that leads nowhere.
+            # A step that is not made: the loss is NaN, and the ranks have a forward pass that leads nowhere.
             spoilt = {
                 seat: {n: level * np.nan for n, level in levels.items()} for seat, levels in sent.items()
             }
@@ -91,7 +91,7 @@ def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings:
                     one.step(spoilt, target, (), have)
                 except JobFailed:
                     continue
-                raise AssertionError("a loss that is no number was taken")
+                raise AssertionError("a loss of NaN was taken")
         losses, gradients = zip(*(one.step(sent, target, (), have) for one in (shared, alone)), strict=True)
         compared.note("loss", *losses)
         compared.gradients(*gradients)
@@ -116,7 +116,7 @@ def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings:
         except JobFailed:
             one.decode(sent)
             continue
-        raise AssertionError("a gradient that is no number was taken")
+        raise AssertionError("a gradient with NaN or infinity was taken")
     exclusive = logits[0].shape[1] > target.shape[1]
     back = [loss_gradient(one, target, exclusive=exclusive)[1] for one in logits]
     compared.gradients(*(one.apply(seed) for one, seed in zip((shared, alone), back, strict=True)))

@@ -50,7 +50,7 @@ def compared(ranks: int, *arguments: str) -> dict[str, float]:
     [(2, "basic-unet", "concat"), (3, "residual-unet", "mean"), (2, "swin-unetr", "concat")],
 )
 def test_all_ranks_make_the_steps_of_one(ranks: int, network: str, fusion: str) -> None:
-    """Steps with and without gradients for sites, seats that samples lack or all lack, a loss that is no number, labels
+    """Steps with and without gradients for sites, seats that samples lack or all lack, a loss of NaN, labels
     elsewhere, predictions, a rollback; with `mean` in a task whose regions exclude each other."""
     found = compared(ranks, network, json.dumps(SMALL[network]), fusion)
     assert found.pop("octets") > 0

@@ -229,7 +229,7 @@ class _Course:
         self._similarity = SSIMLoss(shadow.ndim - 2, data_range=RANGE, win_size=7)
 
     def judged(self, number: int) -> tuple[dict[str, Tensor], Tensor]:
-        """What a network is shown of who is held out, whose defences are drawn once by `number`; and the truth."""
+        """What a network sees of the patients held out, whose defences are drawn once by `number`; and the truth."""
         shown = inputs(self.sending(self._judged, number), self.scales)
         return shown, torch.from_numpy(self._judged).to(self._device)
 

@@ -62,7 +62,7 @@ class SDAR(Attack):
     activation_weight: float = 0.02
     image_weight: float = 1e-5
     judge_rate: float = 5e-4
-    """Learning rate of both discriminators. A weight scales the loss of who is judged: Adam would not see it here."""
+    """Learning rate of both discriminators. A weight scales the judged network's loss: Adam would not see it here."""
 
     def recover(self, view: View, knowledge: Knowledge, progress: Progress) -> Recovered:
         """Images in the site's intensities, as far as the other patients' are alike."""

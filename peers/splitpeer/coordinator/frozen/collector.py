@@ -121,7 +121,7 @@ class Collector:
         self._tell()
 
     def _put(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:
-        """Raises JobFailed: they are not numbers."""
+        """Keep a release's activations. Raises JobFailed: NaN or infinity in them."""
         for name, array in self._form.from_wire(tensors).items():
             if not np.isfinite(array).all():
                 raise JobFailed(

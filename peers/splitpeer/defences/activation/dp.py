@@ -118,7 +118,7 @@ def mechanism(defences: Iterable[Defence]) -> DPGaussian | None:
 
 def normals(key: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Independent standard normals, float64 of `shape`: ChaCha20 (RFC 8439) under `key` (32 octets, used once),
-    through Box and Muller. Not numpy's generators: who knows some of their output can compute the rest."""
+    through Box and Muller. Not numpy's generators: anyone who knows some of their output can compute the rest."""
     stream = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
     count = math.prod(shape)
     made = np.empty(count + count % 2)

@@ -168,7 +168,7 @@ class InferenceAsker:
         """Raises what kept a request from being attended to, after all others were."""
         waiting = await self._on_disk(self._spool.waiting)
         for name in self._asked.keys() - {one.id for one in waiting}:
-            # Whoever asked has forgotten it.
+            # The asker has forgotten it.
             await self._drop(name)
         failed: Exception | None = None
         for one in waiting:
@@ -283,7 +283,7 @@ class InferenceAsker:
     # --- counts ----------------------------------------------------------------------------------------
 
     def _over(self, name: str, outcome: str) -> _Asked | None:
-        """Forget a request; None: whoever asked has forgotten it already, and so it is counted."""
+        """Forget a request; None: the asker has forgotten it already, and so it is counted."""
         if (asked := self._asked.pop(name, None)) is not None:
             self.tally.ended(outcome)
             self._tell_counts()
