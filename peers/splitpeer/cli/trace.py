@@ -43,7 +43,8 @@ def trace(
     """Show where the time of a run's steps went, for each party whose files you name.
 
     RUN_FOLDER is the [output] folder of a coordinator, the [peer] state of a site, or a metrics.jsonl. Of a folder
-    with several, the newest is taken. Writes a timeline (--out), and prints the median of each part in milliseconds.
+    with several, the newest is taken. A last line torn by a crash is ignored. Writes a timeline (--out), and prints
+    the median of each part in milliseconds.
     The clocks of different machines must agree.
     """
     from splitpeer.storage import durable
@@ -53,6 +54,11 @@ def trace(
 
     window = _range(steps)
     every = read_all(folders)
+    for file in (file for one in every for file in one.torn):
+        echo(
+            f"splitpeer: {file}: the last line is incomplete (a crash while it was written) and was ignored",
+            err=True,
+        )
     recorded = every if window is None else chosen(every, *window)
     wrote = [str(out)]
     if picture is not None:

@@ -60,6 +60,8 @@ class PartySteps:
     party: str
     path: Path
     steps: tuple[TimedStep, ...]
+    torn: tuple[Path, ...] = ()
+    """Files that end within a line, as after a crash; that line was ignored."""
 
     @property
     def began(self) -> float:
@@ -110,14 +112,19 @@ def file_of(path: Path) -> Path:
 def read(path: Path) -> PartySteps:
     """The steps in a file, and in the older one next to it. Raises DataError."""
     steps: list[TimedStep] = []
+    torn: list[Path] = []
     party = ""
     for file in (path.with_name(OLDER), path) if path.name == NAME else (path,):
         if file is not path and not file.exists():
             continue
         try:
-            lines = reading.read(file, MOST_OCTETS, follow=True).splitlines()
+            octets = reading.read(file, MOST_OCTETS, follow=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
+        lines = octets.splitlines()
+        if _ends_within_a_line(octets):
+            torn.append(file)
+            del lines[-1]
         for number, line in enumerate(lines, 1):
             try:
                 row = reading.parse(line)
@@ -135,7 +142,17 @@ def read(path: Path) -> PartySteps:
         raise DataError(
             f"{path}: no step in it says where its time went: the run made none, or an older splitpeer wrote it"
         )
-    return PartySteps(party, path, tuple(steps))
+    return PartySteps(party, path, tuple(steps), tuple(torn))
+
+
+def _ends_within_a_line(octets: bytes) -> bool:
+    """Whether a crash tore the last line; a whole one may lack its line feed."""
+    last = octets.rpartition(b"\n")[2]
+    try:
+        reading.parse(last or b"{}")
+    except ValueError:
+        return True
+    return False
 
 
 def _step(row: Mapping[str, Any]) -> TimedStep:

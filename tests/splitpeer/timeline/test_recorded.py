@@ -92,9 +92,33 @@ def test_a_row_that_is_not_one(tmp_path: Path, spoil: Any) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"{", b"\0" * 600, '{"dice": "\xfc'.encode()[:-1]])
+def test_a_last_line_that_a_crash_tore_is_ignored(tmp_path: Path, tail: bytes) -> None:
+    path = write(tmp_path / "metrics.jsonl", row(1), row(2))
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    found = read(path)
+    assert ([step.number for step in found.steps], found.torn) == ([1, 2], (path,))
+    path.write_bytes(whole.rstrip())
+    assert ([step.number for step in read(path).steps], read(path).torn) == ([1, 2], ())
+    # A bad line with its line feed, or another after it, is no crash of the last write.
+    for bad in (whole + tail + b"\n", whole[:-30] + b"\n" + whole):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=r"metrics\.jsonl, line [23]: not a row of splitpeer"):
+            read(path)
+
+
+def test_an_older_file_may_be_torn_too(tmp_path: Path) -> None:
+    older = write(tmp_path / "metrics.older.jsonl", row(1), row(2))
+    older.write_bytes(older.read_bytes()[:-30])
+    found = read(write(tmp_path / "metrics.jsonl", row(3)))
+    assert ([step.number for step in found.steps], found.torn) == ([1, 3], (older,))
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    contents = {b"half a li": "line 1", b"[1]\n": "line 1", b"": "no step in it", b"{}\n": "no step in it"}
+    contents = {b"half a li\n": "line 1", b"[1]\n": "line 1", b"": "no step in it", b"{}\n": "no step in it"}
+    contents |= {b"[1]": "line 1", b"half a li": "no step in it"}
     for content, said in contents.items():
         path.write_bytes(content)
         with pytest.raises(DataError, match=said):

@@ -58,6 +58,18 @@ def test_a_trace_and_a_picture(folders: tuple[str, ...], capsys: pytest.CaptureF
     assert Path("trace.json").exists()
 
 
+def test_a_torn_last_line_is_told_in_one_line(
+    folders: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("site") / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    code, out, err = call(capsys, *folders)
+    assert (code, out.splitlines()[-1]) == (0, "wrote trace.json: steps 1 to 8 of hub, site")
+    assert err.splitlines() == [
+        f"splitpeer: {path}: the last line is incomplete (a crash while it was written) and was ignored"
+    ]
+
+
 def test_json(folders: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, *folders, "--json")
     told = json.loads(out)
