@@ -63,8 +63,9 @@ class ProbedLink:
         """Send so many octets "down" to the site, or have them come "up"; nothing, where fewer took long."""
         if self.failed or self._slow[way]:
             return
-        if way == "down":
-            octets = max(1, min(octets, self.session.agreement.send_limit - HEADS))
+        agreed = self.session.agreement
+        limit = agreed.send_limit if way == "down" else agreed.receive_limit
+        octets = max(1, min(octets, limit - HEADS))
         seconds = await self._ask(octets if way == "down" else 0, octets if way == "up" else 0)
         over = max(seconds - self._round_trip, LEAST_S)
         self._rates[way], self._slow[way] = octets / over, over > SLOW_S

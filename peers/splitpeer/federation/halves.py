@@ -10,6 +10,7 @@ from splitpeer.defences.key import for_peer, key_of
 from splitpeer.defences.network import build_network
 from splitpeer.defences.specs import Written
 from splitpeer.defences.stack import Stack, make_stack
+from splitpeer.errors import JobFailed
 from splitpeer.federation.seats import Seats, by_seat, joined
 from splitpeer.models import build_decoder, site_seed
 from splitpeer.models.cut import Backbone
@@ -21,6 +22,7 @@ from splitpeer.training.optimiser import make_optimiser, make_schedule
 from splitpeer.training.split_round import THE_SUM, Place
 from splitpeer.training.split_step import Arrays, ClientHalf, CoordinatorHalf
 from splitpeer.training.sums import SUM
+from splitproto.errors import TensorError
 from splitproto.records import Job, Seat
 from splitproto.tensors import Array
 
@@ -151,10 +153,17 @@ def for_site(
     """A site's own of all gradients, as they travel, or those of the sum; empty: it does not take part.
 
     Raises:
-        TensorError: see `WireForm.to_wire`.
+        JobFailed: NaN or infinity in gradients to be coded.
     """
     form = gradients_form(job)
-    if THE_SUM in gradients:
-        return form.to_wire(gradients[THE_SUM])
-    own = {place.seat: form.to_wire(arrays) for place, arrays in gradients.items() if place.site == site}
+    try:
+        if THE_SUM in gradients:
+            return form.to_wire(gradients[THE_SUM])
+        own = {place.seat: form.to_wire(arrays) for place, arrays in gradients.items() if place.site == site}
+    except TensorError:
+        # SP-11.21-2: no coding has a form for it; uncoded, the site would find it (SP-11-10).
+        raise JobFailed(
+            f"the gradients for site {site} hold NaN or infinity: lower [training] learning_rate, or change the "
+            "defence of gradients"
+        ) from None
     return joined(own, seats)

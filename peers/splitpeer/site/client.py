@@ -40,7 +40,7 @@ from splitpeer.site.inference.tally import SiteTally
 from splitpeer.site.job import SiteJob
 from splitpeer.site.mask_keys import OtherEpoch
 from splitpeer.site.opening import open_job, open_ledger
-from splitpeer.site.probes import ProbeAnswers
+from splitpeer.site.probes import ProbeAnswers, ProbeTooLarge
 from splitpeer.site.run_folders import accepted_terms, mark_complete, mark_run, note_coordinator
 from splitpeer.site.serving import Serving
 from splitpeer.site.step_rows import StepRows
@@ -220,7 +220,7 @@ class Client:
                 try:
                     if await self._converse(session):
                         return
-                except (BudgetSpent, OtherEpoch, FlowControlError) as error:
+                except (BudgetSpent, OtherEpoch, FlowControlError, ProbeTooLarge) as error:
                     await self._rest(error)
                 except SplitprotoError as error:
                     if not (error.retry or _half_renewed(error)):
@@ -466,10 +466,13 @@ class Client:
 
     async def _join(self, session: Session) -> SiteJob | Bye:
         """The job to work on; or bye, if the coordinator leaves before it offers one."""
-        offer, probes = await self._next(session, "a job"), ProbeAnswers()
-        while isinstance(offer, Probe):
-            await self._or_stop(session.send(probes.to(offer)))
-            offer = await self._next(session, "a job")
+        probes = ProbeAnswers(session.peer.site, session.agreement.send_limit)
+        try:
+            while isinstance(offer := await self._next(session, "a job"), Probe):
+                await self._or_stop(session.send(probes.to(offer)))
+        finally:
+            if (told := probes.told()) is not None:
+                self._report(told)
         if isinstance(offer, Bye):
             return offer
         if not isinstance(offer, JobOffer):

@@ -127,7 +127,9 @@ def test_tensors_cross_the_wire_as_activations_and_their_gradients_and_weights_o
     labels, masks = {"logits", "loss-gradients", "prediction"}, {"segmented"}
     zeros = {"probe", "probed"}
     assert {"activations", "gradients"} | weights | labels | masks | zeros == WITH_TENSORS
-    assert not ProbeAnswers().to(Probe(1, 9, {"octets": np.ones(9, np.uint8)})).tensors["octets"].any()
+    assert (
+        not ProbeAnswers("hub", 99).to(Probe(1, 9, {"octets": np.ones(9, np.uint8)})).tensors["octets"].any()
+    )
     # To and from the site that has the labels, and to the one that asked: no weights either.
     assert {service for service, names in SERVICES.items() if labels & set(names)} == {"label"}
     assert {service for service, names in SERVICES.items() if masks & set(names)} == {"infer"}

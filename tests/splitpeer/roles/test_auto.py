@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from splitpeer.captures.reader import open_capture
-from splitpeer.coordinator import probing
+from splitpeer.coordinator import coordinator, probing
 from splitpeer.coordinator.record import RunRecord
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, DeadlinePassed, JobFailed
 from splitpeer.export.half import half_of
 from splitpeer.site import client
+from splitpeer.site import probes as site_probes
 from splitpeer.site.invitation import objections, reservations
 from splitproto import Session, dial
 from splitproto.constants import MAX_PROBE
@@ -157,6 +158,71 @@ async def test_a_site_answers_no_probe_out_of_turn(scene: Scene, monkeypatch: py
         await asyncio.wait([on.tasks["site-t1"]])
         error = on.tasks["site-t1"].exception()
     assert isinstance(error, UnexpectedMessage) and "probe 2 where 1 was due" in str(error)
+
+
+async def test_a_site_tells_what_was_measured(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for a measured link: who asked, how much came and went, and why."""
+    caplog.set_level("INFO")
+    scene.cast("flair", "t1", training=FEW, wire={"activations": "auto", "gradients": "auto"})
+    ran = await scene.together()
+    assert ran.result is not None and ran.result.complete, ran
+    octets = probing.FIRST + MAX_PROBE
+    told = [one.fields for one in caplog.records if one.getMessage() == "link.probed"]
+    assert told == 2 * [
+        {"coordinator": "hub", "probes": 6, "octets_in": octets, "octets_out": octets,
+         "why": "measured before a job is offered: zeros, nothing of a patient"}
+    ]  # fmt: skip
+    assert isinstance(h.LinkProbed("hub", 6, 0, 0), h.Happening) and h.LinkProbed.sparing
+
+
+async def test_a_link_that_was_not_measured_is_not_told(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ran = await scene.cast("t1", training={**FEW, "steps": 1}).together()
+    assert ran.result is not None and ran.result.complete, ran
+    assert "link.up" in caplog.text and "link.probed" not in caplog.text
+
+
+MOST = 1 << 20
+"""Octets of one message that a coordinator of the following tests takes."""
+
+
+@pytest.fixture
+def takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "Offer", lambda **given: Offer(**given | {"max_message": MOST}))
+
+
+@pytest.mark.usefixtures("takes_little")
+async def test_a_coordinator_that_takes_little_asks_for_no_more(scene: Scene) -> None:
+    """SP-10-7: a probe and its answer are messages like any other."""
+    scene.cast("t1", training=FEW, wire={"activations": "auto", "auto_s": HOURS})
+    ran = await scene.together()
+    assert ran.result is not None and ran.result.complete, ran
+
+
+@pytest.mark.usefixtures("takes_little")
+async def test_a_probe_that_asks_for_more_than_its_sender_takes_does_not_end_the_site(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SP-10-7, SP-11.22-2: refused before memory is taken for the answer; the site dials again."""
+    scene.cast("t1", training=FEW, wire={"activations": "auto"})
+    monkeypatch.setattr(probing, "Probe", lambda number, back, sent: Probe(number, MAX_PROBE, sent))
+    monkeypatch.setattr(client, "REST_S", 0.01)
+    made: list[int] = []
+    monkeypatch.setattr(site_probes, "filling", made.append)
+    async with scene.running() as on, asyncio.timeout(30):
+        while caplog.text.count("policy.refused") < 2:
+            assert not on.tasks["site-t1"].done(), on.tasks["site-t1"]
+            await asyncio.sleep(0.01)
+        refused = [one.fields for one in caplog.records if one.getMessage() == "policy.refused"]
+        assert (
+            "probe 1 asks for an answer of 4194304 octets, but the coordinator takes 1048576"
+            in (refused[0]["cause"])
+        )
+        on.stops["site-t1"].set()
+        await on.tasks["site-t1"]
+    assert made == []
 
 
 async def test_an_answer_to_no_probe_ends_a_link_that_is_held(

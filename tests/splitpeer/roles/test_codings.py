@@ -18,7 +18,7 @@ from splitpeer.coordinator import remote_site
 from splitpeer.errors import JobFailed
 from splitpeer.site import client
 from splitpeer.site.encoders import Encoders
-from splitpeer.training import forms
+from splitpeer.training import forms, split_round
 from splitpeer.training.forms import activations_form
 from splitproto import codings
 from splitproto.errors import SchemaMismatch, TensorError
@@ -216,3 +216,25 @@ async def test_a_site_whose_activations_are_no_numbers_says_so(
     for error in (ran.error, ran.clients["site-t1"]):
         assert isinstance(error, JobFailed), ran
         assert "the activations of step 1 are not finite numbers: check this site's images" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("wire", "cause"),
+    [({"gradients": "int8"}, "the gradients for site site-t1 hold NaN or infinity: lower [training] learning_rate"),
+     ({}, "the gradient of x0 at step 0 is not a finite number; lower the learning rate")],
+    ids=["coded", "uncoded"],
+)  # fmt: skip
+async def test_gradients_that_a_defence_spoils_end_the_run_in_one_line(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, wire: dict[str, str], cause: str
+) -> None:
+    """SP-11.21-2, SP-11-10: coded, the coordinator finds NaN; uncoded, the site does."""
+    scene.cast("t1", training={"steps": 1}, wire=wire, defences={"gradients": ["gaussian:1"]})
+
+    def spoilt(_: Any, gradients: Any, __: Any) -> Any:
+        return {name: array * np.float32(np.nan) for name, array in gradients.items()}
+
+    monkeypatch.setattr(split_round, "defend", spoilt)
+    ran = await scene.together()
+    for error in (ran.error, ran.clients["site-t1"]):
+        assert isinstance(error, JobFailed) and cause in str(error), ran
+        assert "\n" not in str(error)

@@ -75,6 +75,23 @@ class LeftByCoordinator(Happening):
 
 
 @dataclass(frozen=True)
+class LinkProbed(Happening):
+    """SP-11.22: the coordinator has measured the link, before it offers a job. What crossed it were zeros."""
+
+    line = "link.probed"
+    sparing = True
+
+    coordinator: str
+    """Who asked."""
+    probes: int
+    octets_in: int
+    """That came with the probes."""
+    octets_out: int
+    """That the site answered with."""
+    why: str = "measured before a job is offered: zeros, nothing of a patient"
+
+
+@dataclass(frozen=True)
 class AskedTooMuch(Happening):
     """SP-11.15-8: more than the site's budgets allow."""
 
