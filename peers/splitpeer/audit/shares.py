@@ -42,7 +42,7 @@ class SweepShare:
         if self._ranks is None:
             return
         if not self.leads:
-            self._ranks.ordered(PREPARE_S)
+            within(PREPARE_S, partial(self._ranks.ordered, PREPARE_S), "rank 0 to prepare the sweep")
             return
         for number in self._ranks.others:
             self._ranks.order(number, {"do": "begin"})

@@ -37,9 +37,10 @@ def run(arguments: Sequence[str]) -> None:
         # With standalone_mode off, click gives back the code of ctx.exit(), or what the command returned.
         result = root.main(list(arguments), prog_name="splitpeer", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
-    except click.Abort:
+    except click.Abort as error:
         _say("interrupted")
-        sys.exit(INTERRUPTED)
+        # click's own, raised from the KeyboardInterrupt.
+        leave(error.__cause__ or error, INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(_USAGE)

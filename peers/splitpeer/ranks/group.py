@@ -40,6 +40,12 @@ class RankLost(DeadlinePassed):
     """A thread still waits in torch: the interpreter's own end would abort the process (`splitpeer.cli.outcome`)."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, while a thread waits in torch; see `RankLost.hangs`."""
+
+    hangs = True
+
+
 class Ranks:
     """All ranks, once they have met.
 
@@ -199,6 +205,7 @@ def within(seconds: float, function: Callable[[], Made], what: str) -> Made:
 
     Raises:
         RankLost: the time is over, or torch found no other rank.
+        Interrupted: by Ctrl-C.
     """
     made: list[Made] = []
     raised: list[BaseException] = []
@@ -212,7 +219,10 @@ def within(seconds: float, function: Callable[[], Made], what: str) -> Made:
     # A daemon: what hangs must not keep the process from ending.
     thread = threading.Thread(target=run, name="ranks", daemon=True)
     thread.start()
-    thread.join(seconds)
+    try:
+        thread.join(seconds)
+    except KeyboardInterrupt:
+        raise Interrupted from None
     if made:
         return made[0]
     if raised and not isinstance(raised[0], RuntimeError):
