@@ -46,8 +46,11 @@ PAIRS = (
     ("int8", "int4"),
     ("int4", "int8"),
     ("int4", "int4"),
+    ("int4 int4 int4 f16 f16", "int4"),
+    ("int4 int4 int4 f16 f16", "int4 int4 int4 int8 int8"),
 )
-"""Activations and gradients."""
+"""Activations and gradients: one word for all levels, or one for each, the finest first."""
+PRECISIONS = ("f32", "bf16")
 EXACT = "f32 / f32"
 TOLERATED, MOST = 0.01, 0.27
 """Of Dice, and of float32's bytes."""
@@ -74,15 +77,15 @@ class Training:
     def name(self) -> str:
         """Of the file that keeps its Dice."""
         said = (self.activations, self.gradients, self.seed, self.patients, self.validation, self.steps)
-        return "-".join(map(str, said))
+        return "-".join(map(str, said)).replace(" ", "+")
 
     def toml(self) -> dict[str, Any]:
         """Its job.toml."""
         job = DemoJob(self.patients, self.validation, self.steps, seed=self.seed).toml()
         both = {"activations": self.activations, "gradients": self.gradients}
-        plain = next((form for form in both.values() if form not in CODINGS), "f32")
-        job["training"]["precision"] = plain
-        return job | {"wire": {name: form for name, form in both.items() if form in CODINGS}}
+        job["training"]["precision"] = next((form for form in both.values() if form in PRECISIONS), "f32")
+        coded = {name: form.split() for name, form in both.items() if form not in PRECISIONS}
+        return job | {"wire": {name: forms if len(forms) > 1 else forms[0] for name, forms in coded.items()}}
 
 
 def job_of(training: Training, folder: Path) -> Path:

@@ -38,6 +38,8 @@ def kind_of(field: dict[str, Any]) -> str:
         case "list":
             low, high = field["low"], field["high"]
             return f"list {low if low == high else f'{low}..{high}'} of {kind_of(field['item'])}"
+        case "one-or-list":
+            return f"{kind_of(field['one'])}; or {kind_of(field['many'])}"
         case "record":
             return str(field["of"])
         case "numbers" | "extensions":

@@ -8,7 +8,7 @@ apart as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,12 @@ from .errors import SchemaMismatch, TensorError
 from .tensors import Array
 
 CODINGS = ("f16", "int8", "int4")
+LEVEL_FORMS = ("f32", "bf16", *CODINGS)
+"""What a list may say of a level: a coding, or the job's precision where it has none (SP-11.21-8)."""
+Coding = str | tuple[str, ...]
+"""One of `CODINGS` for all levels; or one of `LEVEL_FORMS` for each level that is sent, the finest first."""
+Form = str | Mapping[str, str]
+"""How tensors travel: a precision or one of `CODINGS`, the same for all levels, or by level."""
 BLOCK = 64
 """Values that share a scale: 2 octets to 64 make int8 1.03 octets a value, and one outlier costs 63 neighbours."""
 
@@ -28,6 +34,16 @@ _PIECE = 1 << 12
 
 _Octets = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
+
+
+def words(coding: Coding | None) -> tuple[str, ...]:
+    """Each that it names; () where nothing is coded."""
+    return (coding,) if isinstance(coding, str) else coding or ()
+
+
+def form_at(form: Form, level: str) -> str:
+    """That of one level."""
+    return form if isinstance(form, str) else form[level]
 
 
 def row_octets(coding: str, values: int) -> int:

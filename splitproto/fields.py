@@ -186,6 +186,20 @@ class ListOf(FieldKind):
 
 
 @dataclass(frozen=True)
+class OneOrList(FieldKind):
+    """One value, or a list; which of them is told by what is there."""
+
+    one: FieldKind
+    many: ListOf
+
+    def read(self, value: Any, where: str) -> Any:
+        return (self.many if type(value) is list else self.one).read(value, where)
+
+    def write(self, value: Any, where: str) -> Any:
+        return (self.many if isinstance(value, list | tuple) else self.one).write(value, where)
+
+
+@dataclass(frozen=True)
 class Record(FieldKind):
     """A nested map with the fields of `cls`."""
 

@@ -10,7 +10,7 @@ from .messages import Hello, Welcome
 
 FEATURES = (
     "train", "evaluate", "average", "release", "fuse", "infer", "label", "probe",
-    "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4",
+    "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4", "coding.levels",
 )  # fmt: skip
 """Features of version 1. The registry's names have no "/"; private ones are `<domain>/<name>` (SP-13)."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .causes import OF_A_PATIENT
-from .codings import CODINGS
-from .fields import Bool, Int, ListOf, Octets, OctetsUpTo, Real, Record, Text, wire
+from .codings import CODINGS, LEVEL_FORMS, Coding
+from .fields import Bool, Int, ListOf, Octets, OctetsUpTo, OneOrList, Real, Record, Text, wire
 from .tensors import DTYPES
 
 KEY = Octets(16)
@@ -17,6 +17,8 @@ MOST_SEATS = 16
 SEAT = Int(0, MOST_SEATS - 1)
 """Place of a seat in the offer's `seats`."""
 ENCODERS = ("joint", "frozen")
+CODED = OneOrList(Text(8, CODINGS), ListOf(Text(8, LEVEL_FORMS), 16, 1))
+"""One coding for all levels, or a form for each level that is sent (SP-11.21-8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,7 @@ class Job:
 
     fusion: Fusion | None = wire(Record(Fusion), default=None)
     """Only a sum over all sites can be read (SP-11.18); absent: each site's values can."""
-    activations: str | None = wire(Text(8, CODINGS), default=None)
+    activations: Coding | None = wire(CODED, default=None)
     """How activations are coded (SP-11.21); absent: they travel as `precision` says."""
-    gradients: str | None = wire(Text(8, CODINGS), default=None)
+    gradients: Coding | None = wire(CODED, default=None)
     """The same of gradients."""

@@ -6,7 +6,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from common import Case, refused
+from common import Case, as_json, refused
+from talk import JOB
+
+from splitproto.fields import write_map
 
 GREATEST = {"int8": 127, "int4": 7}
 LARGEST, SMALLEST = 3.4028234663852886e38, 2.0**-149
@@ -74,6 +77,7 @@ def codings() -> Iterator[Case]:
     """Samples -> octets -> samples."""
     yield from _encoding()
     yield from _decoding()
+    yield from _levels()
 
 
 def _encoding() -> Iterator[Case]:
@@ -162,6 +166,37 @@ def _decoding() -> Iterator[Case]:
     for coding, body in (("f16", bytes(6)), ("int8", bytes(3)), ("int4", bytes(2))):
         for what, row in (("short", one + body[1:]), ("long", one + body + b"\0")):
             yield bad(f"{coding}-{what}", coding, "SP-11.21-5", [row], 3, "schema-mismatch")
+
+
+def _levels() -> Iterator[Case]:
+    """A list is in the order of `levels`, also where some levels of the cut are not sent."""
+    strides = [{"name": f"x{n}", "channels": 1, "stride": [8, 8]} for n in range(5)]
+    base = {**write_map(JOB, "job"), "cut": strides, "window": [16, 16]}
+    values = [[7.0, -1.0, 0.25, 3.5], [0.1, 100.0, -2.0, 0.0]]
+    for name, notes, levels, listed, precision in (
+        ("mixed", "the finest first", [0, 1, 2, 3, 4], ["int4", "int4", "int8", "f16", "f32"], "f32"),
+        ("sent", "an entry for each level that is sent", [1, 3, 4], ["int8", "f32", "int4"], "f32"),
+        ("bf16", "precision, where a level is not coded", [2, 4], ["bf16", "f16"], "bf16"),
+    ):
+        job = {**base, "levels": levels, "activations": listed, "precision": precision}
+        tensors = {
+            f"x{level}": [octets_of(form, [single(v) for v in row]).hex() for row in values]
+            for level, form in zip(levels, listed, strict=True)
+        }
+        yield {
+            "name": f"levels-{name}", "operation": "levels", "notes": f"SP-11.21-8: {notes}", "job": as_json(job),
+            "samples": [floats(row) for row in values], "expect": {"tensors": tensors},
+        }  # fmt: skip
+
+
+def octets_of(form: str, values: Sequence[float]) -> bytes:
+    """One sample as it travels; the numbers of these cases are rounded to bfloat16 without a tie."""
+    if form == "f32":
+        return struct.pack(f"<{len(values)}f", *values)
+    if form == "bf16":
+        bits = [int.from_bytes(struct.pack(">f", value), "big") + 0x8000 >> 16 for value in values]
+        return struct.pack(f"<{len(bits)}H", *bits)
+    return encoded(form, values)
 
 
 def _case(operation: str, name: str, coding: str, notes: str, **more: object) -> Case:

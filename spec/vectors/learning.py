@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ Weights = list[float]
 def cut(job: dict[str, Any]) -> list[list[Any]]:
     """SP-11.8-1, SP-11.18-2, SP-11.21-2."""
     tensors, total = [], job.get("fusion")
-    for level in job["levels"]:
+    coded = job.get("activations")
+    for place, level in enumerate(job["levels"]):
         one = job["cut"][level]
         sizes = [size // step for size, step in zip(job["window"], one["stride"], strict=True)]
-        if coding := job.get("activations"):
+        coding = coded[place] if isinstance(coded, list) else coded
+        if coding in ("f16", "int8", "int4"):
             tensors.append(
                 [one["name"], "u8", [job["batch"], octets(coding, one["channels"] * math.prod(sizes))]]
             )
@@ -127,6 +129,48 @@ def kinds() -> Iterator[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
         yield f"sum-{rule}", "SP-11.18-1: of any site", refused, with_rule(rule), {"agreed": ["train", SUM]}
 
 
+def _by_level(case: Callable[..., Case]) -> Iterator[Case]:
+    """SP-11.21-8: lists, with an entry for each level that is sent."""
+    every = {"agreed": ["train", "coding.f16", "coding.int8", "coding.int4", "coding.levels"]}
+    mixed, bad = ["int4", "int4", "int8", "f16", "f32"], "schema-mismatch"
+    for title, notes, changes in (
+        ("levels", "the finest first", {"activations": mixed, "gradients": "int8"}),
+        ("levels-sent", "of the levels that are sent", {"activations": ["int8", "f16"], "levels": [1, 4]}),
+        ("levels-of-gradients", "the descriptors are of activations", {"gradients": mixed}),
+        ("levels-alike", "a list all the same", {"activations": ["int8"] * 5}),
+        ("levels-uncoded", "as precision says", {"activations": ["f32"] * 5}),
+        ("levels-bf16", "precision where none is", {"activations": ["int4"] * 4 + ["bf16"], "precision": "bf16"}),
+    ):  # fmt: skip
+        yield case(title, f"SP-11.21-8: {notes}", "", every, **changes)
+    for way in ("activations", "gradients"):
+        for title, notes, listed in (
+            ("short", "four entries for five levels", mixed[1:]),
+            ("long", "six entries for five levels", ["int4", *mixed]),
+            ("of-the-cut", "of levels that are not sent", mixed),
+            ("precision", "another precision than the job's", [*mixed[:4], "bf16"]),
+        ):
+            sent = {"levels": [2, 4]} if title == "of-the-cut" else {}
+            yield case(f"levels-{title}-{way}", f"SP-11.21-8: {notes}", bad, every, **{way: listed}, **sent)
+        without = {"agreed": [name for name in every["agreed"] if name != "coding.levels"]}
+        yield case(f"levels-not-agreed-{way}", "SP-11.21-8", bad, without, **{way: mixed})
+        without = {"agreed": [name for name in every["agreed"] if name != "coding.f16"]}
+        yield case(f"levels-with-a-coding-not-agreed-{way}", "SP-11.21-1", bad, without, **{way: mixed})
+    alone = {"agreed": ["release", "coding.int8", "coding.levels"]}
+    listed = ["int8"] * 4 + ["f32"]
+    yield case("frozen-levels", "SP-11.21-8: releases", "", alone, encoders="frozen", activations=listed)
+    yield case(
+        "frozen-levels-of-gradients",
+        "SP-11.21-1: there are none",
+        bad,
+        alone,
+        encoders="frozen",
+        gradients=listed,
+    )
+    of_a_sum = {"agreed": ["train", "fuse", *every["agreed"][1:]], "partners": ["b", "c"]}
+    total = {"bits": 16, "range": 4.0, "parties": 3}
+    yield case("sum-of-coded-levels", "SP-11.21-1", bad, of_a_sum, fusion=total, activations=mixed)
+
+
 def terms() -> Iterator[Case]:
     """A job's terms -> the tensors of a training batch and their digest, or the refusal."""
     base: dict[str, Any] = write_map(JOB, "job")
@@ -177,6 +221,7 @@ def terms() -> Iterator[Case]:
     yield case(
         "gradients-int4", "SP-11.21-1: activations have none", "", only, gradients="int4", precision="bf16"
     )
+    yield from _by_level(case)
     total = {"bits": 16, "range": 4.0, "parties": 3}
     for one in ("activations", "gradients"):
         of_a_sum = {"agreed": ["train", "fuse", "coding.int8"], "partners": partners}

@@ -15,7 +15,7 @@ from splitproto.records import Job, Level, Patient, Sample, Seat, Setting, Unusa
 
 FEATURES = (
     "train", "evaluate", "average", "release", "fuse", "infer", "label", "probe",
-    "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4",
+    "dtype.f32", "dtype.bf16", "coding.f16", "coding.int8", "coding.int4", "coding.levels",
 )  # fmt: skip
 JOB = Job(
     name="brats-t1",
@@ -182,6 +182,7 @@ def heads() -> Iterator[Case]:
     )
     thawed = {**job, "job": {**job["job"], "encoders": "thawed"}}
     yield case("encoders-unknown", thawed, "SP-8.2-4: joint or frozen")
+    yield from _codings(job, case, fine)
     labelled = {**maps["job-accept"], "weights": bytes(range(32))}
     yield fine("job-accept-frozen", labelled, "SP-11.17-6: the label of its encoders' weights")
     short = {**maps["job-accept"], "weights": bytes(range(20))}
@@ -358,6 +359,38 @@ ALLOWED = (
     *(0xD7FF, 0xE000, 0xFDCF, 0xFDF0, 0xFEFE, 0xFF00, 0xFFF8, 0xFFFC, 0xFFFD, 0x10000, 0x1FFFD, 0x20000),
     *(0x1FAE8, 0x1FAFF, 0xDFFFD, 0xE0080, 0xE0100, 0xEFFFD, 0xF0000, 0x10FFFD),
 )
+
+
+def _codings(
+    job: dict[str, Any], case: Callable[..., Case], fine: Callable[[str, dict[str, Any], str], Case]
+) -> Iterator[Case]:
+    """Of `heads`: how a job may say that tensors are coded."""
+
+    def coded(**changes: object) -> dict[str, Any]:
+        return {**job, "job": {**job["job"], **changes}}
+
+    mixed = ["int4", "int4", "int8", "f16", "f32"]
+    yield fine("job-offer-coded", coded(activations="int8", gradients="int4"), "SP-11.21-1")
+    yield fine("job-offer-coded-levels", coded(activations=mixed, gradients=["int8"] * 5), "SP-11.21-8")
+    yield fine(
+        "job-offer-coded-either", coded(activations="f16", gradients=mixed), "SP-11.21-8: in one direction"
+    )
+    most = ["bf16"] * 16
+    yield fine(
+        "job-offer-coded-most", coded(activations=most), "SP-8.2-4: sixteen; SP-11.21-8 is judged later"
+    )
+    for name, value, notes in (
+        ("alone-uncoded", "f32", "a single coding; that there is none is said by leaving it out"),
+        ("unknown", "int5", "not one of the texts"),
+        ("levels-none", [], "at least one entry"),
+        ("levels-too-many", [*most, "int8"], "seventeen entries"),
+        ("levels-unknown", [*mixed[:4], "int5"], "not one of the texts"),
+        ("levels-dtype", [*mixed[:4], "f64"], "a dtype without a feature"),
+        ("levels-nested", [mixed], "texts, not lists"),
+        ("levels-as-map", {"x0": "int4"}, "neither a text nor a list"),
+    ):
+        for way in ("activations", "gradients"):
+            yield case(f"coded-{name}-{way}", coded(**{way: value}), f"SP-8.2-4: {notes}")
 
 
 def _probes(maps: dict[str, dict[str, Any]], case: Callable[..., Case]) -> Iterator[Case]:

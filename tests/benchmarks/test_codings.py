@@ -70,6 +70,11 @@ def test_octets_of_a_step(tmp_path: Path) -> None:
 
     assert octets("int8") / octets("f32") == pytest.approx(66 / 256, rel=1e-4)
     assert octets("int4") / octets("f32") == pytest.approx(34 / 256, rel=1e-3)
+    # The two deepest levels hold 6 % of the values, and a list gives them 16 bits in one direction.
+    mixed = codings.octets_of(codings.Training("int4 int4 int4 f16 f16", "int4", 7, 8, 1, 10), tmp_path)
+    values = [width * (96 >> level) ** 2 for level, width in enumerate((32, 32, 64, 128, 256))]
+    share = sum(values[3:]) / sum(values)
+    assert mixed / octets("f32") == pytest.approx(34 / 256 + share * (1 / 2 - 34 / 256) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,8 @@ WIRE = [
     *of("messages", "splitproto.fields:Octets.read", ("octets of any length", "or len(value) != self.length", "")),
     *of("messages", "splitproto.fields:ListOf._check", ("lists of any length", "not self.low <= len(value) <= self.high", "False"),
         ("an empty list where one is needed", "self.low <= len(value)", "True")),
+    *of("messages", "splitproto.fields:OneOrList.read", ("one value only", "if type(value) is list", "if False"),
+        ("a list only", "if type(value) is list", "if True")),
 ]  # fmt: skip
 
 CODINGS = [
@@ -280,6 +282,15 @@ CODINGS = [
         ("infinite scales", ">= _INFINITE", "> _INFINITE"),
         ("negative scales", "(_scale_bits(coded, coding, values) >= _INFINITE)", "((_scale_bits(coded, coding, values) & 0x7FFF) >= _INFINITE)"),
         ("any length", "or coded.shape[1] != row_octets(coding, values)", "")),
+    *of("codings levels", "splitpeer.training.forms:_form",
+        ("the coarsest first", "zip(cut_of(job).names,", "zip(cut_of(job).names[::-1],"),
+        ("of the whole cut", "zip(cut_of(job).names,", 'zip([f"x{n}" for n in range(len(coding))],')),
+    *of("learning kinds", "splitpeer.federation.terms:_check_codings",
+        ("a list of any length", "if len(coding) != len(job.levels):", "if False:"),
+        ("a list of any precision", "if not {*coding} <= {job.precision, *CODINGS}:", "if False:")),
+    *of("learning kinds", "splitpeer.federation.terms:coding_features",
+        ("lists from the start", '("coding.levels",) if', "() if"),
+        ("codings of a list from the start", "for name in words(way)", "for name in words(way if isinstance(way, str) else None)")),
     Mutant("blocks of 32", "codings encode", "splitproto.codings:BLOCK", "", "32"),
 ]  # fmt: skip
 
@@ -305,7 +316,7 @@ TENSORS = [
         ("tensors missing", "[d.name for d in wanted] == list(tensors) and", ""),
         ("shapes of equal size", "tensors[d.name].shape == d.shape", "tensors[d.name].size == np.prod(d.shape)"),
         ("any dtype of equal size", "tensors[d.name].dtype == DTYPES[d.dtype]", "tensors[d.name].itemsize == DTYPES[d.dtype].itemsize")),
-    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.training.forms:WireForm.to_wire", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
+    *[Mutant(f"bfloat16 {name}", "tensors bf16", "splitpeer.training.forms:_sent", "torch.tensor(array).to(torch.bfloat16).view(torch.uint16).numpy()", new)
       for name, new in (
           ("cut off", "(array.view('<u4') >> 16).astype('<u2')"),
           ("rounded half up", "((array.view('<u4').astype('u8') + 0x8000) >> 16).astype('<u2')"),

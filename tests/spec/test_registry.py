@@ -62,6 +62,8 @@ def kind(of: fields.FieldKind) -> dict[str, Any]:
             return {"kind": "octets-to", "limit": limit}
         case fields.ListOf(item, high, low):
             return {"kind": "list", "low": low, "high": high, "item": kind(item)}
+        case fields.OneOrList(one, many):
+            return {"kind": "one-or-list", "one": kind(one), "many": kind(many)}
         case fields.Record(cls):
             return {"kind": "record", "of": cls.__name__}
         case fields.Numbers(limit):

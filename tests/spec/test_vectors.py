@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitproto import codec, codings, envelope, framing, holder, messages, tensors
+from splitproto import codec, codings, envelope, framing, holder, messages, records, tensors
 from splitproto.channel import Channel
 from splitproto.connection import Connection, binding
 from splitproto.events import Closed, Received
-from splitproto.fields import write_map
+from splitproto.fields import read_map, write_map
 from splitproto.identity import AllowList, Credentials, Identity
 from splitproto.messages import Hello, Welcome
 from splitproto.negotiation import Agreement, Offer, confirm, negotiate
@@ -183,6 +183,20 @@ def test_decoding(case: Case) -> None:
     values = check(case, lambda: codings.decode(coded, case["coding"], (case["values"],)))
     if values is not None:
         np.testing.assert_array_equal(values, rows_of(case["expect"]["samples"], "<f4"))
+
+
+@pytest.mark.parametrize("case", cases("codings", "levels"))
+def test_coding_by_level(case: Case) -> None:
+    """SP-11.21-8."""
+    forms = of_the_peer("training.forms")
+    job = records.Job(**read_map(records.Job, value_of(case["job"]), "job"))
+    form, samples = forms.activations_form(job), rows_of(case["samples"], "<f4").reshape(-1, 1, 2, 2)
+    sent = form.to_wire(dict.fromkeys(form.shapes, samples))
+    rows = {name: [row.tobytes().hex() for row in array] for name, array in sent.items()}
+    assert rows == case["expect"]["tensors"]
+    for name, array in sent.items():
+        described = form.described(name, len(samples))
+        assert (described.shape, tensors.DTYPES[described.dtype]) == (array.shape, array.dtype)
 
 
 # --- messages -------------------------------------------------------------------------------------------

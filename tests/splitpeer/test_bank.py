@@ -16,7 +16,8 @@ import safetensors.numpy
 from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import handle
 from splitpeer.storage import bank as module
-from splitpeer.storage.bank import Bank, BankEntry, Contents, load_key
+from splitpeer.storage.bank import FILE_OCTETS, Bank, BankEntry, Contents, load_key
+from splitproto.codings import Form, form_at
 
 KEY = bytes(range(32))
 SITES = ("north", "south")
@@ -29,16 +30,22 @@ def release(site: str, number: int, key: bytes) -> BankEntry:
     return BankEntry(site, number, key, origins, bytes([number] * 32), shapes)
 
 
-def contents(precision: str = "f32", run: int = 7, weights: int = 9) -> Contents:
+BY_LEVEL = {"x0": "bf16", "x1": "f32"}
+
+
+def contents(precision: Form = "f32", run: int = 7, weights: int = 9) -> Contents:
     listed = [release(site, n, (ALICE, BOB)[n // 2]) for site in SITES for n in range(4)]
     labels = {site: bytes([weights] * 32) for site in SITES}
     return Contents(bytes([run] * 16), "terms", precision, labels, tuple(listed))
 
 
-def tensors(of: BankEntry, precision: str = "f32") -> dict[str, np.ndarray]:
+def tensors(of: BankEntry, precision: Form = "f32") -> dict[str, np.ndarray]:
     source = np.random.default_rng([of.number, len(of.site)])
-    dtype = {"f32": np.float32, "bf16": np.uint16}[precision]
-    return {name: (100 * source.random(shape)).astype(dtype) for name, shape in of.shapes.items()}
+    dtypes = {"f32": np.float32, "bf16": np.uint16}
+    return {
+        name: (100 * source.random(shape)).astype(dtypes[form_at(precision, name)])
+        for name, shape in of.shapes.items()
+    }
 
 
 @pytest.fixture(params=[b"", KEY], ids=["plain", "encrypted"])
@@ -60,7 +67,7 @@ def file_of(bank: Bank, of: BankEntry) -> Path:
     return bank.folder / of.site / f"{of.number:08d}.{suffix}"
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["f32", "bf16", BY_LEVEL])
 def test_what_was_put_is_what_the_next_process_gets(tmp_path, precision) -> None:
     bank = Bank.create(tmp_path / "bank", contents(precision))
     assert Bank.open(tmp_path / "elsewhere") is None
@@ -72,14 +79,17 @@ def test_what_was_put_is_what_the_next_process_gets(tmp_path, precision) -> None
     for one in again.contents.releases:
         found = again.get(one)
         assert all(np.array_equal(found[name], array) for name, array in tensors(one, precision).items())
-        assert {array.dtype for array in found.values()} == {
-            np.dtype("uint16" if precision == "bf16" else "float32")
+        dtypes = {"f32": "float32", "bf16": "uint16"}
+        assert {n: str(a.dtype) for n, a in found.items()} == {
+            n: dtypes[form_at(precision, n)] for n in one.shapes
         }
+    sizes = [sum(array.nbytes for array in again.get(one).values()) for one in again.contents.releases]
+    assert again.contents.octets == sum(sizes) + len(sizes) * FILE_OCTETS
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["f32", "bf16", BY_LEVEL])
 @pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "encrypted"])
-def test_windows_are_rows_of_what_was_put(tmp_path, precision: str, key: bytes) -> None:
+def test_windows_are_rows_of_what_was_put(tmp_path, precision: Form, key: bytes) -> None:
     bank = Bank.create(tmp_path / "bank", contents(precision), key)
     one = bank.contents.releases[0]
     put = tensors(one, precision)

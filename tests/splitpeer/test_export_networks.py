@@ -17,6 +17,7 @@ from splitpeer.export.scripts.network import Encoders, SplitNetwork, as_read
 from splitpeer.models import build_decoder, build_encoder
 from splitpeer.models.cut import Backbone
 from splitpeer.models.registry import NETWORKS, make_backbone
+from splitpeer.training.forms import WireForm
 from splitproto.codings import CODINGS, decode, encode
 
 SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -79,6 +80,20 @@ def test_levels_are_read_as_the_coordinator_reads_them(coding: str, shape: tuple
     level[0, 0] = 0
     read = decode(encode(level, coding), coding, shape[1:])
     assert np.array_equal(as_read(torch.from_numpy(level), coding).numpy(), read)
+
+
+def test_a_bundle_reads_each_level_as_the_run_did() -> None:
+    """SP-11.21-8: a level that is not coded is left as it is."""
+    backbone = make_backbone("basic-unet", 2, SMALL["basic-unet"][0])
+    encoders, decoder, x, _ = halves(backbone, "concat", (32, 32))
+    by_level = dict(zip(backbone.cut.names, ("int4", "f32", "bf16", "f16", "int8"), strict=True))
+    shapes = {name: shape[1:] for name, shape in backbone.cut.shapes(1, (32, 32)).items()}
+    with torch.no_grad():
+        levels = {name: tensor.numpy() for name, tensor in built(encoders)(x).items()}
+        read = WireForm(by_level, shapes).read(levels)
+        wanted = built(decoder)({name: torch.from_numpy(array) for name, array in read.items()})
+        joined = SplitNetwork(built(encoders), built(decoder), by_level).eval()
+        assert torch.equal(joined(x), wanted)
 
 
 def test_seats_that_are_absent_are_zeros() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from splitpeer.models import Decoder
 from splitpeer.models.cut import Backbone
+from splitproto.codings import Form
 from splitproto.records import Level, Sample, Seat
 
 Levels = Mapping[str, np.ndarray]
@@ -92,8 +93,8 @@ class View:
     """Equal parts of each level's channels that were defended one by one (joint views, neighbouring slices)."""
     clear: tuple[str, ...] = ()
     """Modalities that the adversary holds in clear: the last channels of its images (`collusion.py`)."""
-    form: str = "f32"
-    """The precision or coding in which values travelled (`training/forms.py`): public, as the job names it."""
+    form: Form = "f32"
+    """The precision or coding in which values travelled, which may differ by level: public, as the job names it."""
     summed: str = ""
     """How tables name the sum that a coordinator reads in place of a site's own values; empty: it reads those."""
 

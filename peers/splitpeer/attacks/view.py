@@ -413,5 +413,5 @@ def _view(
         raise AttackImpossible("this capture ended before a job began: there is nothing to attack")
     return View(
         role=role, site=site, seat=seat, seats=seats, backbone=backbone_of(job), window=tuple(job.window),
-        targets=targets, defences=defences, gradient_defences=gradient_defences, form=activations_form(job).name,
+        targets=targets, defences=defences, gradient_defences=gradient_defences, form=activations_form(job).form,
     )  # fmt: skip

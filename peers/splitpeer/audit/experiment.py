@@ -110,7 +110,7 @@ class VerifiedCapture:
         if header.job is None:
             return network_of(view, sites, "f32")
         there, back = activations_form(header.job), gradients_form(header.job)
-        return network_of(view, sites, there.name, back=back.name)
+        return network_of(view, sites, there.form, back=back.form)
 
 
 @dataclass(frozen=True)

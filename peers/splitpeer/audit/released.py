@@ -119,9 +119,9 @@ class Onlooker:
             }
         )
         job = self.job
-        precision = activations_form(job).name if job.fusion is None else dtype_of(job.fusion)
-        back = "" if job.frozen else gradients_form(job).name
-        network = network_of(view, self.hospitals, precision, back=back)
+        form = activations_form(job).form if job.fusion is None else dtype_of(job.fusion)
+        back = "" if job.frozen else gradients_form(job).form
+        network = network_of(view, self.hospitals, form, back=back)
         return Experiment(view, self._knowledge(view, others), judge, source, network, self.seed, self.device)
 
     def targets(self, samples: Sequence[Sample], levels: Arrays) -> tuple[Target, ...]:
@@ -150,7 +150,7 @@ class Onlooker:
             role="coordinator", site=self.site, seat=self.seat, seats=(self.seat,), backbone=backbone_of(self.job),
             window=tuple(self.job.window), targets=targets, defences=self.defences,
             fusion="secure-sum" if self.job.fusion is not None else "", summed=self.summed,
-            form=activations_form(self.job).name if self.job.fusion is None else "f32",
+            form=activations_form(self.job).form if self.job.fusion is None else "f32",
         )  # fmt: skip
 
     def _knowledge(self, view: View, others: Samples) -> Knowledge:

@@ -20,6 +20,7 @@ from splitpeer.report.model import AuditRun, Effort, Entry, Privacy, Promise, Ru
 from splitpeer.report.store import ARRAYS, ATTACK, save_run
 from splitpeer.report.words import COLLUSION, MEMBERSHIP
 from splitpeer.training.forms import octets
+from splitproto.codings import Form, form_at
 
 FLOOR = "mean image of other patients"
 
@@ -187,30 +188,30 @@ def applied(view: View) -> tuple[str, ...]:
     return (*named, f"withhold@{','.join(missing)}") if missing else named
 
 
-def network_of(
-    view: View, sites: Mapping[str, str], precision: str, *, back: str | None = None
-) -> RunNetwork:
+def network_of(view: View, sites: Mapping[str, str], form: Form, *, back: Form | None = None) -> RunNetwork:
     """What the job exchanges, per level of one sample.
 
     Args:
-        precision: of activations.
+        form: of activations; a dtype where they are summed.
         back: of gradients, where it is another; empty: none come back.
     """
-    cut, back = view.backbone.cut, precision if back is None else back
+    cut, back = view.backbone.cut, form if back is None else back
     levels = []
     for level, one in enumerate(cut.levels):
         shape, sent = cut.shape(level, view.window), level in cut.sent
         count = int(np.prod(shape))
+        # By level, there is nothing about one that is not sent.
+        there, here = (form_at(of, one.name) if sent or isinstance(of, str) else "f32" for of in (form, back))
         levels.append(
             RunLevel(
                 name=one.name,
                 shape=shape,
-                octets=octets(precision, count),
-                precision=precision,
+                octets=octets(there, count),
+                precision=there,
                 sent=sent,
                 defences=view.defences,
-                gradient_precision=back,
-                gradient_octets=octets(back, count) if back else None,
+                gradient_precision=here,
+                gradient_octets=octets(here, count) if here else None,
                 gradient_defences=view.gradient_defences,
             )
         )

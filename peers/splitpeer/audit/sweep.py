@@ -122,6 +122,9 @@ def sweep(
         SweepPlan.load(plan_file, {"sweep.budget": budget} if budget else None),
         JobConfig.load(job_file),
     )
+    for one in plan.all():
+        if problems := _job_of(one, job).problems_of_codings():
+            raise ConfigError(f"{plan_file}: [configuration] {one.name}: {'; '.join(problems)}")
     tasks = [
         SweepTask(plan, job, out, configuration, seed, keep_captures, device)
         for configuration in plan.all()
@@ -233,13 +236,17 @@ def _make_scene(task: SweepTask) -> _Scene:
     return _Scene(cohort, targets, known, make_judge(judged, targets, others), beside)
 
 
-def play(task: SweepTask) -> dict[str, Any]:
-    """Train, record, attack and judge one configuration; returns its point."""
-    scene, head, one, job = _scene(task), task.plan.sweep, task.configuration, task.job
+def _job_of(one: SweepConfiguration, job: JobConfig) -> JobConfig:
+    """With the levels and codings of a configuration."""
     if one.levels is not None:
         job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
-    if one.wire is not None:
-        job = job.model_copy(update={"wire": one.wire})
+    return job if one.wire is None else job.model_copy(update={"wire": one.wire})
+
+
+def play(task: SweepTask) -> dict[str, Any]:
+    """Train, record, attack and judge one configuration; returns its point."""
+    scene, head, one = _scene(task), task.plan.sweep, task.configuration
+    job = _job_of(one, task.job)
     protection = Protection(one.defences, one.image, one.gradients)
     rehearsal = Rehearsal(job, scene.cohort, protection, task.folder, seed=task.seed, device=task.device)
     defended = bool(protection.defences or protection.image)

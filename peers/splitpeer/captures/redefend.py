@@ -21,6 +21,7 @@ from splitpeer.captures.parts import PartWriter
 from splitpeer.captures.reader import Capture
 from splitpeer.captures.summary import cut_off
 from splitpeer.errors import DataError
+from splitpeer.training.forms import shown
 from splitproto.capture import Header, Party, Recorded
 from splitproto.errors import CodecError
 from splitproto.messages import Activations, Forward, Inventory, Message
@@ -192,7 +193,7 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
             "the capture is of a run with frozen encoders, where each window leaves once: several views of it do not "
             "exist"
         )
-    if (form := header.job.activations or header.job.precision) != "f32":
+    if (form := shown(header.job.activations, header.job.precision)) != "f32":
         raise DataError(
             f"the capture was sent as {form}: a defence acts before rounding; record a run in f32"
         )

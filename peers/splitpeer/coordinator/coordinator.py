@@ -75,6 +75,7 @@ from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import checkpoint
 from splitpeer.timeline.spans import Spans
+from splitpeer.training.forms import shown
 from splitpeer.training.split_step import CoordinatorHalf
 from splitproto import Door, Offer, Session
 from splitproto.codings import CODINGS
@@ -266,6 +267,7 @@ class Coordinator:
         label = ("label",) if self._settings.labels.at is not None else ()
         # SP-11.22-3: any of them may be chosen.
         probe = ("probe", *(f"coding.{one}" for one in CODINGS)) if self._probing is not None else ()
+        codings = dict.fromkeys((*probe, *coding_features(self._job)))
         offered = {*fuse, *label, *(("infer",) if self._service is not None else ())}
         return Offer(
             features=tuple(
@@ -276,7 +278,7 @@ class Coordinator:
             requires=(
                 "release" if self._job.frozen else "train",
                 f"dtype.{self._job.precision}",
-                *(probe or coding_features(self._job)),
+                *codings,
                 *average,
                 *fuse,
             ),
@@ -481,11 +483,11 @@ class Coordinator:
 
     def _tell_codings(self, measured: str, activations: object = None, gradients: object = None) -> None:
         """What the job is offered with, and why."""
-        shown = (
-            str(activations or self._job.activations or "none"),
-            str(gradients or self._job.gradients or "none"),
+        said = (
+            str(activations or shown(self._job.activations)),
+            str(gradients or shown(self._job.gradients)),
         )
-        self._report(h.CodingsChosen(measured, *shown, terms_digest(self._job)))
+        self._report(h.CodingsChosen(measured, *said, terms_digest(self._job)))
 
     async def _serve_inference(self, service: Service) -> None:
         """SP-11.19-15: until the coordinator is asked to stop; a restart goes on with it."""

@@ -24,8 +24,9 @@ from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
 from splitpeer.storage.bank import FOLDER as BANK
 from splitpeer.storage.bank import INDEX
+from splitpeer.training.forms import shown
 from splitproto.causes import OF_A_PATIENT
-from splitproto.codings import CODINGS
+from splitproto.codings import LEVEL_FORMS, words
 from splitproto.partners import Keys
 
 log = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ class RunRecord:
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
         if self.codings is not None and codings_of(self._wire, self.codings) != self.codings:
             # Its sites would decline it: SP-11-2.
-            there, back = (coding or "none" for coding in self.codings)
+            there, back = map(shown, self.codings)
             raise ConfigError(
                 "[wire] has changed since the run that is to be resumed began, in which activations travel as "
                 f"{there} and gradients as {back}: change it back, or start with --fresh"
@@ -285,8 +286,8 @@ def codings_in(record: Mapping[str, Any]) -> Codings | None:
     """Those of the run; None: it began before they were noted. Raises ValueError or TypeError."""
     if (written := record.get("codings")) is None:
         return None
-    found = Codings(**written)
-    if not {*found} <= {None, *CODINGS}:
+    found = Codings(**{way: tuple(one) if isinstance(one, list) else one for way, one in written.items()})
+    if not {word for one in found for word in words(one)} <= {*LEVEL_FORMS}:
         raise ValueError
     return found
 

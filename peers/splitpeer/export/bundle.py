@@ -147,7 +147,8 @@ def safe(value: Any) -> bool:
 
 _SAFE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9 ._:,;+=/@()-]{0,255})?", re.ASCII)
 _TYPES: Mapping[str, Any] = {
-    **dict.fromkeys(("federation", "party", "job", "run", "terms", "precision"), str),
+    **dict.fromkeys(("federation", "party", "job", "run", "terms"), str),
+    "precision": (str, dict),
     **dict.fromkeys(("edition", "step", "steps", "dimensions"), int),
     **dict.fromkeys(("frozen", "secret"), bool),
     **dict.fromkeys(("window", "spacing", "defences"), list),

@@ -127,7 +127,7 @@ def _common(config: PeerConfig, job: Job, folder: Path) -> dict[str, Any]:
         "terms": terms_digest(replace(job, seconds_per_step=1.0)),
         "steps": job.steps,
         "frozen": job.frozen,
-        "precision": activations_form(job).name,
+        "precision": activations_form(job).form,
         "dimensions": job.dimensions,
         "window": list(job.window),
         "spacing": list(job.spacing),

@@ -24,7 +24,7 @@ from splitpeer.settings.values import AUTO
 from splitpeer.training.forms import activations_form
 from splitpeer.training.optimiser import OPTIMISERS, SCHEDULES
 from splitproto import partners, records
-from splitproto.codings import CODINGS
+from splitproto.codings import CODINGS, Coding, words
 from splitproto.errors import IdentityError, PolicyRefused, SchemaMismatch
 from splitproto.fusion import CHECK, CHECK_WORDS, dtype_of, greatest
 from splitproto.fusion import check_terms as check_sum
@@ -65,8 +65,8 @@ def normalisation_of(job: Job, modality: str) -> Normaliser:
 class Codings(NamedTuple):
     """Of a job's tensors in both directions; None: they travel as its precision says."""
 
-    activations: str | None
-    gradients: str | None
+    activations: Coding | None
+    gradients: Coding | None
 
 
 NOT_CODED = Codings(None, None)
@@ -509,8 +509,8 @@ def _check_recorded(offer: JobOffer, policy: Policy) -> None:
 
 def _check_precision(job: Job, policy: Policy, agreed: Collection[str]) -> None:
     """Raises PolicyRefused, SchemaMismatch."""
-    there, back = job.activations or job.precision, job.gradients or job.precision
-    for name in (there,) if job.frozen else (there, back):
+    ways = (job.activations,) if job.frozen else (job.activations, job.gradients)
+    for name in dict.fromkeys(name for way in ways for name in words(way) or (job.precision,)):
         if name not in policy.precision:
             raise PolicyRefused(
                 f"precision {name} is not allowed here (policy: {', '.join(policy.precision)})"
@@ -526,10 +526,19 @@ def _check_precision(job: Job, policy: Policy, agreed: Collection[str]) -> None:
 
 
 def _check_codings(job: Job, agreed: Collection[str]) -> None:
-    """SP-11.21-1. Raises SchemaMismatch."""
+    """SP-11.21-1, SP-11.21-8. Raises SchemaMismatch."""
     for feature in coding_features(job):
         if feature not in agreed:
             raise SchemaMismatch(f"the job codes tensors, but {feature} was not agreed on this link")
+    for coding in (job.activations, job.gradients):
+        if isinstance(coding, str) or coding is None:
+            continue
+        if len(coding) != len(job.levels):
+            raise SchemaMismatch(
+                f"the job lists {len(coding)} codings for the {len(job.levels)} levels that are sent"
+            )
+        if not {*coding} <= {job.precision, *CODINGS}:
+            raise SchemaMismatch(f"the job lists another precision among its codings than {job.precision}")
     if (job.activations or job.gradients) and job.fusion is not None:
         raise SchemaMismatch("what travels of a secure sum is not coded")
     if job.gradients and job.frozen:
@@ -537,9 +546,11 @@ def _check_codings(job: Job, agreed: Collection[str]) -> None:
 
 
 def coding_features(job: Job) -> tuple[str, ...]:
-    """SP-11.21-1: features that a job's codings need."""
-    named = (job.activations, job.gradients)
-    return tuple(f"coding.{coding}" for coding in CODINGS if coding in named)
+    """SP-11.21-1, SP-11.21-8: features that a job's codings need."""
+    ways = (job.activations, job.gradients)
+    named = {name for way in ways for name in words(way)}
+    listed = ("coding.levels",) if any(isinstance(way, tuple) for way in ways) else ()
+    return (*(f"coding.{coding}" for coding in CODINGS if coding in named), *listed)
 
 
 def _check_cut(offer: JobOffer, config: PeerConfig, policy: Policy) -> None:

@@ -18,7 +18,6 @@ from splitpeer.settings.task import TaskSection
 from splitpeer.settings.values import (
     AUTO,
     MAX_COUNT,
-    CodingOrAuto,
     Count,
     CountOrFraction,
     GradientDefences,
@@ -32,7 +31,9 @@ from splitpeer.settings.values import (
     Seconds,
     Seed,
     Width,
+    WireCoding,
 )
+from splitproto.codings import CODINGS
 from splitproto.identity import AllowList
 from splitproto.messages import MOST_SEATS_OF_A_JOB
 from splitproto.records import MOST_SEATS
@@ -207,10 +208,10 @@ class Pretraining(Section):
 class Wire(Section):
     """How tensors travel where `[training] precision` would take more bytes than there is bandwidth for."""
 
-    activations: CodingOrAuto | None = None
-    """Default: not coded."""
-    gradients: CodingOrAuto | None = None
-    """Default: not coded."""
+    activations: WireCoding | None = None
+    """One for all levels that are sent, or a list with one for each, the finest first. Default: not coded."""
+    gradients: WireCoding | None = None
+    """As `activations`."""
     auto_s: Seconds = 0.1
     """With "auto", seconds that the tensors of one step may take in one direction on the slowest link: the least lossy
     form with which they do is chosen, none, f16, int8 or int4."""
@@ -362,7 +363,7 @@ class JobConfig(Settings):
             problems.append(
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
             )
-        problems += self._problems_of_a_secure_sum()
+        problems += self._problems_of_a_secure_sum() + self.problems_of_codings()
         problems += self._problems_of_inference()
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
@@ -526,6 +527,26 @@ class JobConfig(Settings):
             problems.append(
                 '[wire] activations = "auto" asks sites, and [training] bank is of another run: write what that run has'
             )
+        return problems
+
+    def problems_of_codings(self) -> list[str]:
+        """SP-11.21-8: what a list in `[wire]` cannot say of this network."""
+        precision, problems = self.training.precision, []
+        for name in ("activations", "gradients"):
+            listed = getattr(self.wire, name)
+            if not isinstance(listed, tuple):
+                continue
+            if len(listed) != (levels := len(self.model.backbone().cut.sent)):
+                problems.append(
+                    f"[wire] {name} lists {len(listed)} codings, and {levels} levels are sent: write one for each, the "
+                    "finest first"
+                )
+            problems += [
+                f'[wire] {name}: "{one}" is not [training] precision, as which a level travels that is not coded: '
+                f'write "{precision}"'
+                for one in dict.fromkeys(listed)
+                if one not in (precision, *CODINGS)
+            ]
         return problems
 
     def _problems_of_labels(self) -> list[str]:

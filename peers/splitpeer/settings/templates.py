@@ -257,7 +257,7 @@ average_every = 0  # steps after which sites with the same modality average thei
 seat_dropout = 0.0  # probability that a seat is left out of a step, so that the network can do without it""",
     "wire": """
 # [wire]  # fewer bytes than [training] precision, at a loss of accuracy (docs/performance.md)
-# activations = "int8"  # f16, int8 or int4; "auto": the coordinator measures the links and chooses
+# activations = "int8"  # f16, int8 or int4; a list: one for each level; "auto": the coordinator measures the links
 # gradients = "int8"
 # auto_s = 0.1  # with "auto", seconds that a step's tensors may take in one direction
 """,

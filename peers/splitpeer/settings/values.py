@@ -20,6 +20,7 @@ from splitpeer.defences.kinds import parse_all
 from splitpeer.defences.specs import Place, Spec
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.models.cut import MAX_LEVELS
+from splitproto.codings import CODINGS, LEVEL_FORMS, Coding
 from splitproto.errors import IdentityError
 from splitproto.identity import check_name
 from splitproto.lanes.addresses import dialled_address, format_address, served_address
@@ -27,6 +28,7 @@ from splitproto.lanes.addresses import dialled_address, format_address, served_a
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 """Largest whole number in settings without a bound of their own."""
+AUTO = "auto"
 _WINDOWS = re.compile(r"(^|/)[A-Za-z]:[\\/]|(^|/)\\\\[^\\]+\\")
 """``C:\\`` or ``\\\\server\\``, also where it was taken for a relative path."""
 
@@ -116,6 +118,21 @@ def _weights(value: Any) -> Any:
     return seed
 
 
+def _wire_coding(value: Any) -> Any:
+    """One for all levels, or a list with one for each."""
+    if isinstance(value, list | tuple):
+        if AUTO in value:
+            raise ValueError(f'"{AUTO}" chooses one coding for all levels: write it alone, not in a list')
+        if not value or (strange := [one for one in value if one not in LEVEL_FORMS]):
+            raise ValueError(f"{strange[0] if value else []!r} is not one of {', '.join(LEVEL_FORMS)}")
+        return tuple(value)
+    if value not in (*CODINGS, AUTO):
+        raise ValueError(
+            f"{value!r} is not one of {', '.join((*CODINGS, AUTO))}, nor a list with one for each level"
+        )
+    return value
+
+
 def _location(value: Any) -> Any:
     if value == "":
         raise ValueError("is empty: name a file or folder, or remove the key")
@@ -182,13 +199,11 @@ Defences = Annotated[tuple[Spec, ...], _Defences("activations")]
 ImageDefences = Annotated[tuple[Spec, ...], _Defences("image")]
 GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]
 Precision = Literal["f32", "bf16"]
-Coding = Literal["f16", "int8", "int4"]
-"""How tensors travel in fewer octets (SP-11.21)."""
-AUTO = "auto"
-CodingOrAuto = Literal["f16", "int8", "int4", "auto"]
-"""auto: what the sites' links can carry, as the coordinator measures when a run is started for the first time."""
 Form = Literal["f32", "bf16", "f16", "int8", "int4"]
-"""Either of them."""
+"""Or a coding, in which tensors travel in fewer octets (SP-11.21)."""
+WireCoding = Annotated[Coding, BeforeValidator(_wire_coding)]
+"""For all levels or for each; or AUTO: what the sites' links can carry, as the coordinator measures when a run is
+started for the first time."""
 NormalisationKind = Literal["zscore-nonzero", "zscore", "percentile", "window", "none"]
 Seconds = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

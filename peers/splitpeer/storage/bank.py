@@ -31,7 +31,7 @@ from splitpeer.errors import ConfigError, DataError, DiskTrouble
 from splitpeer.logs import handle
 from splitpeer.storage import durable, reading
 from splitpeer.storage.rows import Stamp, VerifiedFile, stamp
-from splitproto.codings import CODINGS
+from splitproto.codings import CODINGS, Form, form_at
 from splitproto.secretfile import how_to_close, open_to_others
 
 FORMAT = "splitproto feature bank 2"
@@ -71,10 +71,16 @@ class BankEntry:
     shapes: Mapping[str, tuple[int, ...]]
     """By name of the tensor, as on the wire."""
 
-    def octets(self, precision: str) -> int:
+    def dtypes(self, precision: Form) -> dict[str, str]:
+        """By name of the tensor."""
+        return {name: _DTYPES[form_at(precision, name.rpartition("/")[2])] for name in self.shapes}
+
+    def octets(self, precision: Form) -> int:
         """Bytes of its tensors."""
-        width = np.dtype(_DTYPES[precision]).itemsize
-        return sum(width * int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+        return sum(
+            np.dtype(dtype).itemsize * int(np.prod(self.shapes[name], dtype=np.int64))
+            for name, dtype in self.dtypes(precision).items()
+        )
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,8 @@ class Contents:
     run: bytes
     terms: str
     """Digest of what the releases depend on: cut, window, spacing and so on."""
-    precision: str
-    """f32; bf16, kept as its 16 bits; or a coding, kept as its octets."""
+    precision: Form
+    """f32; bf16, kept as its 16 bits; or a coding, kept as its octets; by level where it differs."""
     weights: Mapping[str, bytes]
     """By site, the label of its encoders' weights (SP-11.17-6); of a sum, the digest of them all."""
     releases: tuple[BankEntry, ...]
@@ -236,11 +242,11 @@ class Bank:
             DataError: see `get`.
         """
         place, path = (release.site, release.number), self._path(release)
-        dtype, before = _DTYPES[self.contents.precision], Stamp()
+        dtypes, before = release.dtypes(self.contents.precision), Stamp()
         # What cannot be read has its cause told below.
         with suppress(OSError):
             if (known := self._verified.get(place)) is not None:
-                found = known.row(path, row, release.shapes, dtype)
+                found = known.row(path, row, release.shapes, dtypes)
                 if found is not None:
                     return {row: found}
             before = stamp(path)
@@ -360,9 +366,9 @@ class Bank:
         )
 
     def _compare(self, release: BankEntry, tensors: Arrays) -> None:
-        dtype = _DTYPES[self.contents.precision]
+        dtypes = release.dtypes(self.contents.precision)
         found = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
-        if found != {name: (dtype, tuple(shape)) for name, shape in release.shapes.items()}:
+        if found != {name: (dtypes[name], tuple(shape)) for name, shape in release.shapes.items()}:
             raise ValueError(f"other tensors than release {release.number} of {release.site} has")
 
     def _written(self) -> dict[str, Any]:
@@ -460,8 +466,6 @@ def load_key(path: Path) -> bytes:
 
 def _contents(said: Mapping[str, Any]) -> Contents:
     """Raises ValueError, TypeError, LookupError or AttributeError."""
-    if said["precision"] not in _DTYPES:
-        raise ValueError
     releases = tuple(
         BankEntry(
             _name(one["site"]),
@@ -476,6 +480,8 @@ def _contents(said: Mapping[str, Any]) -> Contents:
     labels = {_name(site): bytes.fromhex(label) for site, label in said["weights"].items()}
     if {one.site for one in releases} - labels.keys():
         raise ValueError
+    for one in releases:
+        one.dtypes(said["precision"])
     run, grid = bytes.fromhex(said["run"]), tuple(tuple(map(float, part)) for part in said.get("grid", ()))
     return Contents(run, str(said["terms"]), said["precision"], labels, releases, grid)
 

@@ -43,13 +43,13 @@ class VerifiedFile:
         )
 
     def row(
-        self, path: Path, row: int, shapes: Mapping[str, tuple[int, ...]], dtype: str
+        self, path: Path, row: int, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
     ) -> dict[str, np.ndarray] | None:
         """Row `row` of each tensor, without its first axis; None: the file is not the one that was verified.
 
         Args:
             shapes: of the whole tensors.
-            dtype: of all of them.
+            dtypes: of each.
 
         Raises:
             OSError: it cannot be read.
@@ -59,7 +59,7 @@ class VerifiedFile:
         try:
             if _stamp(os.fstat(file)) != self.stamp:
                 return None
-            found = {name: np.empty(shape[1:], dtype) for name, shape in shapes.items()}
+            found = {name: np.empty(shape[1:], dtypes[name]) for name, shape in shapes.items()}
             for name, array in found.items():
                 at = self.begin + self.offsets[name] + row * array.nbytes
                 if os.preadv(file, [array.reshape(-1).view(np.uint8).data], at) != array.nbytes:

@@ -40,6 +40,16 @@ def test_what_an_adversary_sends_itself_is_coded(coding: str) -> None:
     assert all(torch.equal(averaged[name].mean, sent[name]) for name in clean)
 
 
+def test_each_level_is_coded_as_the_job_says() -> None:
+    """SP-11.21-8."""
+    clean = levels(2)
+    by_level = dict(zip(clean, ("int4", "int8", "f32", "f16", "int4"), strict=True))
+    sent = SimulatedDefences(replace(look(heads(2, 1), encoder()), form=by_level), None, 0).release(clean, 0)
+    for name, tensor in clean.items():
+        wanted = tensor.numpy() if by_level[name] == "f32" else read(tensor, by_level[name])
+        assert np.array_equal(sent[name].numpy(), wanted), name
+
+
 def test_tensors_of_several_sites_are_coded_one_by_one_and_what_is_known_in_clear_is_not() -> None:
     one, other = levels(2), {name: 100 * tensor for name, tensor in levels(3).items()}
     clear = torch.rand(3, 1, 32, 32)

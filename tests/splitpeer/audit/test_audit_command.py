@@ -16,6 +16,7 @@ import pytest
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.captures.reader import open_capture
 from splitpeer.cli import main
+from splitpeer.training.forms import octets
 from tests.splitpeer.roles.scene import free_port
 
 SWEEP = """\
@@ -223,12 +224,38 @@ def test_a_sweep_trains_and_attacks_under_the_codings_of_a_configuration(place: 
     text = SWEEP.replace('joint = ["whitebox:iterations=5"]\n', "").replace("views = [1, 3]", "views = [1]")
     text = text.replace('"pca", "whitebox:iterations=15"', '"pca"').partition("[[configuration]]")[0]
     text += '[[configuration]]\nname = "four bits"\nwire = {{activations = "int4", gradients = "int8"}}\n'
+    text += '[[configuration]]\nname = "by level"\nwire = {{activations = ["f32", "f16", "int8", "int4", "int4"]}}\n'
     plan.write_text(text.format(data=place.data, shadow=place.shadow))
     assert run("audit", "--sweep", plan, "--job", place.job, "--out", out, "--keep-captures") == 0
     capture = open_capture(out / "four-bits-seed7" / "coordinator.cap")
     assert capture.header.job.activations == "int4" and capture.header.job.gradients == "int8"
     view = coordinator_view(capture, "t1", choose=lambda found: found[:1])
     assert view.form == "int4" and len(np.unique(view.targets[0].shots[0].activations["x4"])) <= 15
+    capture = open_capture(out / "by-level-seed7" / "coordinator.cap")
+    assert capture.header.job.activations == ("f32", "f16", "int8", "int4", "int4")
+    seen = coordinator_view(capture, "t1", choose=lambda found: found[:1]).targets[0].shots[0].activations
+    assert len(np.unique(seen["x4"])) <= 15 < len(np.unique(seen["x0"]))
+    told = json.loads((out / "by-level-seed7" / "attack.json").read_text())["network"]["levels"]
+    assert [one["precision"] for one in told] == ["f32", "f16", "int8", "int4", "int4"]
+    assert {one["gradient_precision"] for one in told} == {"f32"}
+    values = [int(np.prod(one["shape"])) for one in told]
+    assert [one["octets"] for one in told] == [
+        octets(one["precision"], count) for one, count in zip(told, values, strict=True)
+    ]
+
+
+def test_a_list_of_codings_must_be_of_the_levels_that_the_job_sends(
+    place: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "sweep.toml"
+    for more in (
+        'wire = {activations = ["int4", "f32"]}',
+        'levels = [4]\nwire = {gradients = ["int4", "f32"]}',
+    ):
+        plan.write_text(f'[[configuration]]\nname = "few"\n{more}\n')
+        assert run("audit", "--sweep", plan, "--job", place.job, "--out", tmp_path / "sweep") == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{plan}: [configuration] few: [wire] " in line and "lists 2 codings" in line
 
 
 def test_a_sweep_names_every_contrast_collusions_and_members(place: Any, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_strengths_are_spelled_out(tmp_path: Path) -> None:
         ('[[configuration]]\nname = "a"\n[[configuration]]\nname = "A"\n', "twice"),
         ('[[configuration]]\nname = "a"\ndefenses = []\n', "defenses"),
         ('[[configuration]]\nname = "a"\nwire = {activations = "auto"}\n', "name a coding"),
+        ('[[configuration]]\nname = "a"\nwire = {activations = ["int4", "auto"]}\n', "write it alone"),
         ('[sweep]\nviews = []\n[[configuration]]\nname = "a"\n', "views"),
     ],
 )
@@ -57,6 +58,8 @@ def test_a_configuration_may_name_codings(tmp_path: Path) -> None:
         tmp_path, '[[configuration]]\nname = "g {}"\nwire = {gradients = "int8"}\nstrengths = [1]\n'
     ).all()
     assert found.wire == Wire(gradients="int8")
+    (found,) = plan(tmp_path, '[[configuration]]\nname = "g"\nwire = {activations = ["int4", "f32"]}\n').all()
+    assert found.wire == Wire(activations=("int4", "f32"))
 
 
 def test_the_plan_that_is_shipped_loads_and_has_every_defence() -> None:

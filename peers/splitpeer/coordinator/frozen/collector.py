@@ -117,7 +117,7 @@ class Collector:
         kept = {name: tensors[name] for name in release.shapes}
         await run.on_disk(self._put, site, release, kept, what=f"release {release.number} of {site}")
         self._kept += len(release.origins)
-        self._octets += release.octets(self._form.name) + FILE_OCTETS
+        self._octets += release.octets(self._form.form) + FILE_OCTETS
         self._tell()
 
     def _put(self, site: str, release: BankEntry, tensors: Mapping[str, Array]) -> None:

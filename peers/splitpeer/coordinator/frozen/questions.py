@@ -40,7 +40,7 @@ def contents(run: Run, weights: Mapping[str, bytes]) -> Contents:
     return Contents(
         run.files.run,
         terms(run),
-        activations_form(run.job).name,
+        activations_form(run.job).form,
         weights,
         tuple(releases),
     )

@@ -363,6 +363,8 @@ class Decoder(nn.Module):
 
 def as_read(level: Tensor, precision: str) -> Tensor:
     """A level [B, channels, *spatial] as the coordinator reads it, sample by sample (splitproto 1, section 11.21)."""
+    if precision == "f32":
+        return level
     if precision == "bf16":
         return level.to(torch.bfloat16).float()
     samples, values = len(level), level[0].numel()
@@ -386,7 +388,8 @@ class SplitNetwork(nn.Module):
     Args:
         encoders: of all seats that are not absent.
         decoder: the coordinator's half.
-        precision: of the levels on the wire, or their coding: they are rounded here as they were there.
+        precision: of the levels on the wire, or their coding, by level ("x0") where it differs: they are rounded here
+            as they were there.
         summed: of a secure sum: {"sites": {site: seats}, "range": greatest value, "greatest": its integer}; None: the
             decoder has each seat's own levels.
     """
@@ -395,7 +398,7 @@ class SplitNetwork(nn.Module):
         self,
         encoders: Encoders,
         decoder: Decoder,
-        precision: str = "f32",
+        precision: str | Mapping[str, str] = "f32",
         summed: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -407,9 +410,13 @@ class SplitNetwork(nn.Module):
         if self.summed is not None:
             levels = self._sums(levels, self.summed)
         elif self.precision != "f32":
-            levels = {name: as_read(tensor, self.precision) for name, tensor in levels.items()}
+            levels = {name: as_read(tensor, self._precision_of(name)) for name, tensor in levels.items()}
         logits: Tensor = self.decoder(levels)
         return logits
+
+    def _precision_of(self, name: str) -> str:
+        """Of "SEAT/x0"."""
+        return self.precision if isinstance(self.precision, str) else self.precision[name.rpartition("/")[2]]
 
     def _sums(self, levels: Levels, terms: Mapping[str, Any]) -> Levels:
         """Of each site the whole numbers that it adds, as a coordinator reads their sum."""
