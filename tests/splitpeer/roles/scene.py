@@ -568,13 +568,18 @@ class Scene:
         return pseudonym(load_salt(self.federation.pki / "federation.salt"), patient)
 
     def whole(
-        self, withdrawn: Mapping[bytes, int] | None = None, *, as_travelled: bool = False
+        self,
+        withdrawn: Mapping[bytes, int] | None = None,
+        *,
+        as_travelled: bool = False,
+        until: int | None = None,
     ) -> tuple[list[float], SplitNetwork]:
         """Train the whole network in this process: losses, and the network afterwards.
 
         Args:
             withdrawn: patients that do not take part from a step on.
             as_travelled: with the job's precision or codings at the cut.
+            until: the last step that is made; None: the job's.
         """
         torch.set_num_threads(1)
         job, network, masks = self.settings, self.network(), self.masks()
@@ -603,7 +608,7 @@ class Scene:
 
         images = {m: SiteData(self.images(m)) for m in seats_of(job).names}
         losses = []
-        for step in range(training.steps):
+        for step in range(until or training.steps):
             samples, drawn = batches(step)
             seed = drawn if job.data.augment else None
             x = {m: torch.from_numpy(data.batch(samples, window, seed, m)) for m, data in images.items()}
