@@ -20,6 +20,7 @@ import torch
 from rows import Found, Line
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitpeer.coordinator.turns import GAIN
 from splitpeer.models import build_decoder, build_encoder, make_backbone
 from splitpeer.training import forms
 
@@ -85,9 +86,13 @@ def flops(job: Job) -> tuple[float, float]:
     return float(counts[0]), float(counts[1])
 
 
-def seconds(compute: float, each_way: float, rate: float, round_trip: float) -> float:
-    """A step: gradients follow activations, so both directions and one round trip add up."""
-    return compute + round_trip + 2 * 8 * each_way / rate
+def seconds(compute: float, each_way: float, rate: float, round_trip: float, turns: int = 1) -> float:
+    """A step: gradients follow activations, so both directions and one round trip add up.
+
+    Args:
+        turns: of how many sites. Activations of all but the last arrive while others still receive gradients.
+    """
+    return compute + round_trip + (1 + 1 / turns) * 8 * each_way / rate
 
 
 # --- against measurements -----------------------------------------------------------------------------------------
@@ -148,6 +153,9 @@ def compared() -> Iterator[Compared]:
         alone = statistics.median(links["loopback"])
         for name, link in links["links"].items():
             model = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"])
+            if "turns" in links:  # measured with `[wire] turns` = "auto"
+                in_turns = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"], DEMO.sites)
+                model = in_turns if in_turns < GAIN * model else model
             yield Compared(f"step, {name}", 1e3 * model, 1e3 * statistics.median(links["steps"][name]), "ms")
         yield from _coded(links, alone)
     if sites := kept("sites"):

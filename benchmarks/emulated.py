@@ -45,6 +45,8 @@ WAIT_S = 10.0
 
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_BURST, _WAITING = 70_000, 20_000_000
+"""Octets: the longest packet that is not cut yet, and more than ever wait."""
 _CHECKSUMS, _SEGMENTS = 1, 2
 """TUN_F_CSUM, TUN_F_TSO4: the kernel hands over packets of up to 64 KiB and says how they are to be cut."""
 _VNET = struct.Struct("=BBHHHH")
@@ -54,7 +56,7 @@ _LONGEST = _VNET.size + (1 << 16)
 
 @dataclass(frozen=True)
 class Link:
-    """What lies between any two machines; all machines have the same."""
+    """What lies between any two machines; all machines have the same, or all but the first."""
 
     rate: float = math.inf
     """Bits a second of IP packets, of each machine's uplink and of its downlink."""
@@ -62,6 +64,12 @@ class Link:
     """There and back, of a packet that waits nowhere; each of the four links on the way has a quarter."""
     buffer_s: float = 0.05
     """How much a downlink queues at the switch before it drops packets, as the time to send it."""
+    first_rate: float | None = None
+    """Of the first machine's; None: the same."""
+
+    def rate_of(self, machine: Machine) -> float:
+        """Bits a second."""
+        return self.rate if self.first_rate is None or not machine.first else self.first_rate
 
 
 @dataclass(eq=False)
@@ -74,6 +82,10 @@ class Machine:
     """The process that keeps the namespace."""
     device: int
     """Descriptor of its tun device."""
+    interface: str = ""
+    """Name of that device."""
+    first: bool = False
+    """Of the network."""
     sent: int = 0
     """Octets of IP packets that have left on its uplink."""
     received: int = 0
@@ -102,7 +114,7 @@ class _Packet(NamedTuple):
 
 
 class Network:
-    """Machines with names, each linked to a switch. A context manager; needs root, `ip`, `unshare` and `nsenter`.
+    """Machines with names, each linked to a switch. A context manager; needs root, `ip`, `tc`, `unshare` and `nsenter`.
 
     Args:
         names: of the machines; the first has address .1.
@@ -113,9 +125,8 @@ class Network:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self.link = Link()
-        """May be replaced at any time; packets on their way keep their times."""
         self.machines: dict[str, Machine] = {}
+        self.link = Link()
         self._by_address: dict[bytes, Machine] = {}
         self._at_switch: list[_Packet] = []
         self._arriving: list[_Packet] = []
@@ -142,6 +153,17 @@ class Network:
         self._thread.join()
         self._remove()
 
+    @property
+    def link(self) -> Link:
+        """May be replaced at any time; packets on their way keep their times."""
+        return self._link
+
+    @link.setter
+    def link(self, link: Link) -> None:
+        self._link = link
+        for machine in self.machines.values():
+            _shape(machine, link.rate_of(machine))
+
     def set(self, key: str, value: str) -> None:
         """Change a setting of the kernel on all machines. Raises subprocess.CalledProcessError: there is no such."""
         for machine in self.machines.values():
@@ -153,12 +175,12 @@ class Network:
         # Ctrl-C is not for it: daemons still have to leave in good order.
         holder = subprocess.Popen(("unshare", "--net", "cat"), stdin=subprocess.PIPE, start_new_session=True)
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        machine = self.machines[name] = Machine(name, address, holder, device)
+        machine = self.machines[name] = Machine(name, address, holder, device, first=not self.machines)
         made = fcntl.ioctl(
             device, _TUNSETIFF, struct.pack("16sH14x", b"link%d", _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)
         )
         fcntl.ioctl(device, _TUNSETOFFLOAD, _CHECKSUMS | _SEGMENTS)
-        interface = made[:16].rstrip(b"\0").decode()
+        interface = machine.interface = made[:16].rstrip(b"\0").decode()
         _moved(holder)
         _run("ip", "link", "set", interface, "netns", str(holder.pid))
         for command in (
@@ -207,7 +229,7 @@ class Network:
                 continue
             octets = _octets(packet)
             machine.sent += octets
-            machine.up = max(machine.up, now - BURST_S) + 8 * octets / link.rate
+            machine.up = max(machine.up, now - BURST_S) + 8 * octets / link.rate_of(machine)
             self._number += 1
             at = max(now, machine.up) + link.round_trip_s / 4
             heapq.heappush(self._at_switch, _Packet(at, self._number, other, octets, packet))
@@ -221,7 +243,7 @@ class Network:
             if machine.down - one.at > link.buffer_s:
                 machine.dropped += one.octets
                 continue
-            machine.down = max(one.at, machine.down) + 8 * one.octets / link.rate
+            machine.down = max(one.at, machine.down) + 8 * one.octets / link.rate_of(machine)
             heapq.heappush(self._arriving, one._replace(at=machine.down + link.round_trip_s / 4))
 
     def _deliver(self, now: float) -> None:
@@ -251,6 +273,18 @@ def _octets(packet: bytes) -> int:
     ip = 4 * (packet[_VNET.size] & 15)
     headers = ip + 4 * (packet[_VNET.size + ip + 12] >> 4)
     return octets + headers * (-(-(octets - headers) // segment) - 1)
+
+
+def _shape(machine: Machine, rate: float) -> None:
+    """Have packets wait in a queue of the kernel, as at a network card.
+
+    A tun device takes them as its own: TCP would not see how much of a connection waits (its small queues), and put
+    whole windows in line, in front of acknowledgements.
+    """
+    shape = f"replace dev {machine.interface} root tbf rate {rate:.0f} burst {_BURST} limit {_WAITING}"
+    if rate == math.inf:
+        shape = f"replace dev {machine.interface} root pfifo_fast"
+    _run(*machine.inside(), "tc", "qdisc", *shape.split())
 
 
 def _set(machine: Machine, key: str, value: str) -> None:

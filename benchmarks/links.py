@@ -5,7 +5,9 @@ all links in turns, so that all of its steps are made by the same processes; run
 and after it say how long the step takes without a network.
 
 All machines have the same link to one switch. What is narrowest is then the coordinator's own link: in each step it
-carries the activations of four sites one way and their gradients the other.
+carries the activations of four sites one way and their gradients the other. Gradients go to all sites at once or to one
+after the other, as `[wire] turns` = "auto" finds; `--turns` compares that with "never", also where the sites' links are
+the narrowest.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from rows import Found, Line, at_most, spread
 
+from splitpeer.coordinator.turns import TRIALS
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
 
 UNLIMITED = "no limit"
@@ -45,8 +48,14 @@ SLOW_START = "net.ipv4.tcp_slow_start_after_idle"
 WARM_UP = 5
 CODING = "int4"
 """Of the second run, which is made over links whose rate decides."""
-SKIPPED = 3
-"""Steps after a change of links that are not counted: TCP has to find out."""
+TURNS = {
+    "100 Mb/s, 10 ms": LINKS["100 Mb/s, 10 ms"],
+    "100 Mb/s, 50 ms": LINKS["100 Mb/s, 50 ms"],
+    "sites 25 Mb/s, 10 ms": Link(25e6, 0.010, first_rate=1e9),
+}
+"""Over which steps with and without turns are compared."""
+SKIPPED = 3 + 2 * TRIALS + 2
+"""Steps after a change of links that are not counted: TCP has to find out, and the coordinator which way is faster."""
 WAIT_S = 120.0
 """For the first step, and for each block of steps."""
 POLL_S = 0.02
@@ -58,6 +67,16 @@ class CodedJob(DemoJob):
 
     def toml(self) -> dict[str, Any]:
         return super().toml() | {"wire": {"activations": CODING, "gradients": CODING}}
+
+
+@dataclass(frozen=True)
+class TurnsJob(DemoJob):
+    """The demo's, with `[wire] turns`."""
+
+    turns: str = "auto"
+
+    def toml(self) -> dict[str, Any]:
+        return super().toml() | {"wire": {"turns": self.turns}}
 
 
 class Far(Federation):
@@ -146,6 +165,7 @@ def linked(
                     up, down, dropped, cpu = (b - a for a, b in zip(before, after, strict=True))
                     found[name].append(
                         {key: [line[key] for line in lines] for key in ("seconds", "waited", "computed")}
+                        | {"turns": sum(line.get("turns", False) for line in lines)}
                         | {"up": up / len(lines), "down": down / len(lines), "dropped": dropped / len(lines)}
                         | {"carrying": cpu / len(lines)}
                     )
@@ -189,6 +209,7 @@ def rows(found: Found) -> Iterator[Line]:
             )
             by_sum = spread([one / serial for one in took])
             yield Line(f"{name}: step / (compute + round trip + both directions)", "", by_sum, None)
+    yield from _turns(found.get("turns", {}))
     up, down = (statistics.median(one[way] for one in found["coded_octets"]) for way in ("up", "down"))
     octets = f"{up / 2**20:.2f} MiB to the coordinator, {down / 2**20:.2f} MiB from it"
     yield Line(f"octets a step, of all sites, {CODING}", "", octets, None)
@@ -197,6 +218,29 @@ def rows(found: Found) -> Iterator[Line]:
         plain = statistics.median(found["steps"][name])
         by_plain = spread([one / plain for one in took])
         yield Line(f"{name}, {CODING}: step / step of float32", "", by_plain, None)
+
+
+def _turns(found: Found) -> Iterator[Line]:
+    """Steps with `[wire] turns` = "auto" and "never"."""
+    for name in found.get("never", {}):
+        never, auto = found["never"][name], found["auto"][name]
+        yield Line(f"{name}: step, gradients to all sites at once", "", f"{_ms(never)} ms", None)
+        yield Line(f"{name}: step, as found to be faster", "", f"{_ms(auto)} ms", None)
+        ratio = statistics.median(never)
+        yield Line(f"{name}: step / step at once", "", spread([one / ratio for one in auto]), None)
+
+
+def turns(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, dict[str, list[float]]]:
+    """By setting of `[wire] turns` and link, seconds of each step."""
+    cases = [(name, "0", link) for name, link in TURNS.items()]
+    found = {}
+    for setting in ("never", "auto"):
+        one = TurnsJob(**vars(job), turns=setting)
+        blocks = linked(one, folder / f"turns-{setting}", rounds, block, cases)
+        found[setting] = {
+            name: [took for part in of for took in part["seconds"]] for name, of in blocks.items()
+        }
+    return found
 
 
 def _ms(seconds: list[float]) -> str:
@@ -208,6 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--block", type=int, default=4, help="steps of each link in each round")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--turns", action="store_true", help="only compare steps with and without turns")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     # Namespaces and daemons are left in good order also by a `kill`.
@@ -215,10 +260,15 @@ def main() -> None:
     job = DemoJob(patients=8, validation=1, steps=10_000, batch=given.batch, evaluations=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.turns:
+            for row in _turns(turns(job, folder, given.rounds, given.block)):
+                print(f"{row.what}: {row.found}")
+            return
         alone = loopback(job, folder / "before", given.rounds * given.block)
         blocks = linked(job, folder / "linked", given.rounds, given.block, cases())
         steady = [case for case in cases() if case[1] == "0" and case[0] != UNLIMITED]
         coded = linked(CodedJob(**vars(job)), folder / CODING, given.rounds, given.block, steady)
+        compared = turns(job, folder, 1, given.rounds * given.block)
         alone += loopback(job, folder / "after", given.rounds * given.block)
     found = {
         "unit": "seconds; octets",
@@ -230,6 +280,7 @@ def main() -> None:
         },
         "steps": {n: [took for block in of for took in block["seconds"]] for n, of in blocks.items()},
         "octets": [{"up": block["up"], "down": block["down"]} for of in blocks.values() for block in of],
+        "turns": compared,
         "coding": CODING,
         "coded": {n: [took for block in of for took in block["seconds"]] for n, of in coded.items()},
         "coded_octets": [{"up": block["up"], "down": block["down"]} for of in coded.values() for block in of],

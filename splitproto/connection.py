@@ -117,6 +117,8 @@ class _Outgoing:
     segments: list[memoryview]
     octets: int
     sent: Callable[[], None] | None
+    halfway: int | None
+    left: int
     stream: int = 0
     frames: Iterator[tuple[list[memoryview], int, bool]] | None = None
 
@@ -213,11 +215,16 @@ class Connection:
         except LocalError as error:
             self._fail(error, now)
 
-    def send(self, message: Message, *, sent: Callable[[], None] | None = None) -> None:
+    def send(
+        self, message: Message, *, sent: Callable[[], None] | None = None, halfway: int | None = None
+    ) -> None:
         """Queue a message; `sent` is called when its last octet has been encrypted.
 
         Messages with tensors keep their order among themselves, those without among themselves; the latter
         overtake the former. The arrays must not change before `sent`.
+
+        Args:
+            halfway: number of a PING that follows the first half of the tensors: its PONG says that they are there.
 
         Raises:
             UnexpectedMessage: not allowed in this state.
@@ -237,7 +244,7 @@ class Connection:
         self.conversation.say(self.side, message.name, _mode(message))
         # SP-7-6: "A bye is the last message": it never overtakes tensors.
         if segments or isinstance(message, Bye):
-            self._bodies.append(_Outgoing(head, segments, octets, sent))
+            self._bodies.append(_Outgoing(head, segments, octets, sent, halfway, octets))
         else:
             stream = self._new_stream()
             self._control.append(framing.encode_header(FrameType.HEAD, stream, len(head), end=True) + head)
@@ -594,6 +601,10 @@ class Connection:
             self._channel.write(piece)
             small = []
         self._channel.write(b"".join(small))
+        out.left -= octets
+        if out.halfway is not None and 2 * out.left <= out.octets:
+            self._sign_of_life(FrameType.PING, out.halfway)
+            out.halfway = None
         if end:
             self._body_done(out)
 

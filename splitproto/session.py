@@ -101,6 +101,7 @@ class Session:
         """Seconds that this link has cost."""
         self._questions = 0
         self._answered = asyncio.Event()
+        self._halves: deque[tuple[int, Callable[[], None]]] = deque()
         self._writer = self._loop.create_task(self._write())
         self._after()
 
@@ -138,9 +139,7 @@ class Session:
 
     async def answers(self, timeout: float) -> bool:
         """Whether the peer answers a PING sent now within `timeout` seconds. A dead connection may look alive."""
-        self._questions += 1
-        # No heartbeat has such a number.
-        number = 1 << 63 | self._questions
+        number = self._question()
         self._connection.ping(self._loop.time(), number)
         self._after()
         try:
@@ -159,12 +158,16 @@ class Session:
             raise self._why()
         return self
 
-    async def send(self, message: Message, timeout: float = SEND_TIMEOUT) -> None:
+    async def send(
+        self, message: Message, timeout: float = SEND_TIMEOUT, halfway: Callable[[], None] | None = None
+    ) -> None:
         """Queue `message`; one with tensors returns when its last octet is encrypted (credit permitting).
 
         Args:
             message: any message that the state tables allow now.
             timeout: seconds to wait for credit and carrier at most.
+            halfway: called when the peer has half of the tensors' octets, often after this has returned; never, if the
+                link ends first or the peer does not say so.
 
         Raises:
             DeadlineExceeded: the peer took nothing in time; the message stays queued, so end the link.
@@ -175,7 +178,12 @@ class Session:
             raise self._why()
         done: asyncio.Future[None] = self._loop.create_future()
         began = self._loop.time()
-        self._connection.send(message, sent=lambda: None if done.done() else done.set_result(None))
+        number = None if halfway is None else self._question()
+        self._connection.send(
+            message, sent=lambda: None if done.done() else done.set_result(None), halfway=number
+        )
+        if number is not None and halfway is not None:
+            self._halves.append((number, halfway))
         self.cost.message += self._loop.time() - began
         self._tell("out", message)
         self._after()
@@ -298,6 +306,11 @@ class Session:
 
     # --- inside -----------------------------------------------------------------------------------------
 
+    def _question(self) -> int:
+        """Number of a PING whose answer is waited for: no heartbeat has such a one."""
+        self._questions += 1
+        return 1 << 63 | self._questions
+
     def _tell(self, direction: Literal["in", "out"], message: Message) -> None:
         if self.tap is None:
             return
@@ -330,6 +343,8 @@ class Session:
                 self._end(event.error)
         self._wake.set()
         self._answered.set()
+        while self._halves and self._halves[0][0] <= self._connection.answered:
+            self._halves.popleft()[1]()
         when = self._connection.next_timer()
         # A timer that fires too early is set again: cheaper than a new one for every envelope.
         if self._timer is not None and (when < self._due or when == math.inf):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitproto import codec, envelope, framing, messages
-from splitproto.constants import MAX_FRAME_PAYLOAD, MAX_STREAMS
+from splitproto.constants import ENVELOPE_FILL, MAX_FRAME_PAYLOAD, MAX_STREAMS
 from splitproto.errors import (
     FlowControlError,
     FrameError,
@@ -125,6 +125,25 @@ def test_control_messages_and_pings_overtake_a_large_tensor(make_pair: MakePair)
     pong = pair.coordinator.next_envelope(0.0)
     assert pong is not None and len(pong) < 100, "the PING was answered at once"
     pair.client.receive(pong, 0.0)
+    pair.exchange()
+    assert [type(m) for m in pair.messages(COORDINATOR)] == [Activations]
+
+
+@pytest.mark.parametrize("octets", [100, 4 << 20])
+def test_a_ping_follows_the_first_half_of_the_tensors(octets: int, make_pair: MakePair) -> None:
+    """SP-7-12: so its PONG says that they have arrived."""
+    pair, number = make_pair().work(), 1 << 63
+    pair.client.send(activations(octets), halfway=number)
+    while pair.client.answered < number:
+        data = pair.client.next_envelope(0.0)
+        assert data is not None, "the PING was left out"
+        left = [one.left for one in pair.coordinator._streams.values()]
+        assert not left or 2 * left[0] > octets - 2 * ENVELOPE_FILL, "it came late"
+        pair.coordinator.receive(data, 0.0)
+        while (back := pair.coordinator.next_envelope(0.0)) is not None:
+            pair.client.receive(back, 0.0)
+    assert all(2 * one.left <= one.octets for one in pair.coordinator._streams.values()), "it came early"
+    assert bool(pair.coordinator._streams) == (octets > 100)
     pair.exchange()
     assert [type(m) for m in pair.messages(COORDINATOR)] == [Activations]
 

@@ -462,18 +462,30 @@ class RemoteSite:
         question = Question(f"release {stream[index].forward.batch}", even_restarted=True)
         return await self.asking.ask(question, self.compute_on, stream, index, until)
 
-    async def apply(self, step: int, tensors: dict[str, Array]) -> None:
-        """Send the gradients of `step` and wait until the site has applied them, once."""
-        await self.asking.ask(
-            Question(f"step {step} to be applied", computed=step), self._apply, step, tensors
-        )
+    async def apply(
+        self, step: int, tensors: dict[str, Array], halfway: Callable[[], None] | None = None
+    ) -> None:
+        """Send the gradients of `step` and wait until the site has applied them, once.
 
-    async def _apply(self, link: SiteLink, step: int, tensors: dict[str, Array]) -> None:
+        Args:
+            halfway: called when it has half of them, and when its link breaks; maybe more than once.
+        """
+        question = Question(f"step {step} to be applied", computed=step)
+        await self.asking.ask(question, self._apply, step, tensors, halfway)
+
+    async def _apply(
+        self, link: SiteLink, step: int, tensors: dict[str, Array], halfway: Callable[[], None] | None
+    ) -> None:
         # SP-11-8: the site said on joining how far it is; what it has applied is not sent again.
         if self.applied >= step:
             return
-        await link.send(Gradients(step, tensors))
-        answer = await link.hear(f"step {step} to be applied", Applied)
+        try:
+            await link.send(Gradients(step, tensors), halfway)
+            answer = await link.hear(f"step {step} to be applied", Applied)
+        except SplitprotoError:
+            if halfway is not None:
+                halfway()
+            raise
         if answer.step != step:
             raise UnexpectedMessage(f"step {answer.step} applied where {step} was due")
         self._memory.applied = step

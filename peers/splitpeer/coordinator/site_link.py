@@ -142,9 +142,12 @@ class SiteLink:
             raise UnexpectedMessage(f"{self.site} says of too many patients that they withdrew consent")
         self.unusable.update(dict.fromkeys(told.patients, CONSENT))
 
-    async def send(self, message: Message) -> None:
-        """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over."""
-        await self.session.send(message, self._answer_s)
+    async def send(self, message: Message, halfway: Callable[[], None] | None = None) -> None:
+        """Queue a message; raises SplitprotoError if the site does not take it in time, or the link is over.
+
+        `halfway`: as of `Session.send`.
+        """
+        await self.session.send(message, self._answer_s, halfway)
 
     async def announce(self, stream: Sequence[Part], index: int, until: int) -> None:
         """Send the batches from `stream[index]` up to, not including, `until` that were not sent on this link yet."""

@@ -23,6 +23,7 @@ from splitpeer.coordinator.memory import SiteRestarted
 from splitpeer.coordinator.remote_site import RemoteSite, Sent, Unable
 from splitpeer.coordinator.run import Arrived, Run
 from splitpeer.coordinator.savepoints import Savepoints
+from splitpeer.coordinator.turns import Exchanges
 from splitpeer.daemon import happenings as h
 from splitpeer.data.loader import SiteData
 from splitpeer.defences.randomness import Release
@@ -62,6 +63,7 @@ class Trainer:
         self._evaluator = Evaluator(run, self._exclusion)
         self._averaging = Averaging(run.job, run.seating.seats, run.team, run.computed, run.report)
         self._missing: frozenset[str] = frozenset()  # seats, as the sites were told last
+        self._exchanges = Exchanges(run.settings.wire.turns, run.job.seconds_per_step / 2, run.report)
         self._parts: dict[RemoteSite, Parts] = {}
         self._steps_here = 0
         self._octets_here = 0
@@ -116,6 +118,7 @@ class Trainer:
                 run.report(h.SiteForgot(str(restarted)))
                 await saved.roll_back(stream, f"{restarted} came back without its memory")
                 self._averaging.forget()
+                self._exchanges.none()
                 run.octets_from = None
         run.result.complete = scored == run.job.steps
 
@@ -208,6 +211,7 @@ class Trainer:
             out = self._left_out(forward)
             with run.spans.of("activations"):
                 arrived, unusable = told_apart(await self._ask(stream, step, until, out))
+            self._exchanges.end(step)
             waited = time.monotonic() - began
             wanted = await target
             if unusable:
@@ -248,12 +252,23 @@ class Trainer:
         run = self._run
         with run.spans.of("encode"):
             back = {site: for_site(site.name, site.seats, gradients, run.job) for site in run.team.sites}
+        # Where the next batch is not announced, no site could begin with it, and it is asked for after something else.
+        sent = [site for site in run.team.present if back[site]] if self._announced > step else []
+        turns = self._exchanges.begin(step, sent, run.team.present)
+
+        async def apply(site: RemoteSite) -> None:
+            if not back[site]:
+                await site.advance(step)
+            elif turns is None:
+                await site.apply(step, back[site])
+            else:
+                async with turns.of(site) as pass_on:
+                    if not site.here:
+                        pass_on()
+                    await site.apply(step, back[site], pass_on)
+
         with run.spans.of("apply"):
-            await run.team.ask_all(
-                lambda site: run.spans.answer(
-                    "apply", site.name, site.apply(step, back[site]) if back[site] else site.advance(step)
-                )
-            )
+            await run.team.ask_all(lambda site: run.spans.answer("apply", site.name, apply(site)))
 
     def _commit(self, step: int) -> None:
         """SP-11-7: a step is committed when every party has applied it."""
@@ -287,6 +302,7 @@ class Trainer:
             computed,
             {site.name: sum(site.traffic) for site in run.team.sites},
             run.timing(began),
+            self._exchanges.in_turns,
         )
 
     async def _trained(

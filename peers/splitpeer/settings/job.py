@@ -215,6 +215,13 @@ class Wire(Section):
     auto_s: Seconds = 0.1
     """With "auto", seconds that the tensors of one step may take in one direction on the slowest link: the least lossy
     form with which they do is chosen, none, f16, int8 or int4."""
+    turns: Literal["auto", "always", "never"] = "auto"
+    """Whether gradients go to one site after the other; "auto": both ways are tried, and the faster one is kept."""
+
+    @property
+    def coded(self) -> bool:
+        """Whether anything is, or may be."""
+        return (self.activations, self.gradients) != (None, None)
 
     @property
     def auto(self) -> bool:
@@ -467,7 +474,7 @@ class JobConfig(Settings):
             > 0,
             f'[training] precision = "{training.precision}": gradients of a sum are f32': training.precision
             != "f32",
-            "[wire]: what travels of a sum is not coded; remove it": self.wire != Wire(),
+            "[wire]: what travels of a sum is not coded; remove it": self.wire.coded,
             f"[task] normalisation: in a secure sum only {' and '.join(OF_A_SUM)} lose no image": any(
                 rule.partition(":")[0] not in OF_A_SUM for rule in self.task.normalisation.values()
             ),

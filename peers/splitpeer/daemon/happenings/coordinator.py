@@ -243,6 +243,21 @@ class StepCommitted(Happening):
     """On the wire by site, since the start."""
     timing: StepTiming | None = None
     """Where the coordinator's time went; None: it was not recorded."""
+    turns: bool = False
+    """Gradients went to one site after the other."""
+
+
+@dataclass(frozen=True)
+class TurnsChosen(Happening):
+    """From now on gradients leave in another way than before; a run begins with all sites at once."""
+
+    line = "gradients.order"
+
+    sent: str
+    """How."""
+    at_once_s: float
+    """Seconds from gradients that leave to the next activations of all, as measured."""
+    in_turns_s: float
 
 
 @dataclass(frozen=True)

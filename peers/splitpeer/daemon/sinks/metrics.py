@@ -32,7 +32,7 @@ class MetricsSink:
 def row(happening: h.Happening) -> dict[str, Any]:
     """Its values; empty: no row."""
     match happening:
-        case h.StepCommitted(step, loss, without, absent, seconds, waited, computed, _, timing):
+        case h.StepCommitted(step, loss, without, absent, seconds, waited, computed, _, timing, turns):
             return {
                 "step": step,
                 "loss": loss if math.isfinite(loss) else None,
@@ -42,6 +42,7 @@ def row(happening: h.Happening) -> dict[str, Any]:
                 "seconds": seconds,
                 "waited": waited,
                 "computed": computed,
+                **({"turns": True} if turns else {}),
                 **({"timing": timing.row()} if timing is not None else {}),
             }
         case h.StepTimed(step, seconds, timing):
