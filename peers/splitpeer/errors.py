@@ -23,7 +23,7 @@ class PeerError(Exception):
 
 
 class JobFailed(PeerError):
-    """The job itself cannot continue: a site declined it, the loss is not a number, patients do not match."""
+    """The job itself cannot continue: a site declined it, the loss is NaN or infinity, patients do not match."""
 
     exit_code = 1
 

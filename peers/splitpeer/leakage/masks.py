@@ -12,7 +12,7 @@ Target = NDArray[np.bool_]
 
 
 def finite(given: Scores) -> NDArray[np.float64]:
-    """`given` as float64; what is not a number becomes the lowest number, as it points at nothing."""
+    """`given` as float64; NaN and infinity become the lowest number, as they point at nothing."""
     scores = np.asarray(given, dtype=np.float64)
     good = np.isfinite(scores)
     if good.all():

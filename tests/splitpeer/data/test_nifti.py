@@ -193,7 +193,7 @@ def test_values_are_scaled_in_float64_and_rounded_once(tmp_path: Path, slope, in
     np.testing.assert_array_equal(read_voxels(case)[0], wanted.astype(np.float32))
 
 
-def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_refused(tmp_path: Path) -> None:
     """SP-11.12-2."""
     for name, value in (("nan", np.nan), ("inf", np.inf), ("huge", 1e300)):
         voxels = head(dtype="f8")

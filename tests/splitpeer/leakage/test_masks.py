@@ -48,6 +48,6 @@ def test_otsu_finds_two_heaps_and_nothing_in_one_value() -> None:
     assert not otsu(np.full((4, 4), 7.0)).any()
 
 
-def test_what_is_no_number_points_at_no_tumour() -> None:
+def test_nan_points_at_no_tumour() -> None:
     np.testing.assert_array_equal(finite(np.array([2.0, np.nan, 5.0, np.inf])), [2, 2, 5, 2])
     np.testing.assert_array_equal(finite(np.array([np.nan, np.nan])), [0, 0])

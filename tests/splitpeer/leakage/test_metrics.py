@@ -99,7 +99,7 @@ def test_an_image_of_one_value_tells_nothing(value: float) -> None:
     assert found["psnr"] == pytest.approx(10 * np.log10(DATA_RANGE**2 / 1), abs=1e-3)
 
 
-def test_single_values_that_are_no_numbers_do_not_spoil_the_rest() -> None:
+def test_single_values_of_nan_do_not_spoil_the_rest() -> None:
     truth = brain()
     image = truth.copy()
     image[20, 20] = np.nan

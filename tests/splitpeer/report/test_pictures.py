@@ -23,7 +23,7 @@ def brain(size: int = 16) -> np.ndarray:
     return np.where(inside, x - 0.5 + 0.01, 0)[None, None]
 
 
-def test_a_copy_up_to_gain_and_offset_looks_the_same_and_no_number_does_no_harm() -> None:
+def test_a_copy_up_to_gain_and_offset_looks_the_same_and_nan_does_no_harm() -> None:
     truth = brain()
     tiles = image_tiles(truth, -4 * truth + 7, None, None, None)
     np.testing.assert_allclose(pixels(tiles["truth"][0]), pixels(tiles["found"][0]), atol=1)

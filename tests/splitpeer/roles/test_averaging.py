@@ -265,7 +265,7 @@ def test_a_site_cannot_break_the_encoders_of_others(weight: float) -> None:
 
 
 @pytest.mark.parametrize("needed", [True, False])
-def test_weights_that_are_no_numbers_are_the_sites_failure(needed: bool) -> None:
+def test_weights_of_nan_are_the_sites_failure(needed: bool) -> None:
     """SP-11.16-3."""
     team = Team(needed=needed)
     play = Play(team)

@@ -198,7 +198,7 @@ async def test_a_site_refuses_gradients_that_are_no_coding(
     assert not list(folder.glob("step-00000001*"))
 
 
-async def test_a_site_whose_activations_are_no_numbers_says_so(
+async def test_a_site_whose_activations_are_nan_says_so(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SP-11.21-2: they are not sent; as one line about images, and no error of the wire."""

@@ -264,7 +264,7 @@ async def test_what_a_cancelled_request_had_collected_goes(frozen, monkeypatch) 
         assert (await segmented(frozen, "t1ce", NORA)).provenance.missing == ()
 
 
-async def test_a_site_that_releases_no_numbers_takes_no_part(frozen, monkeypatch) -> None:
+async def test_a_site_that_releases_nan_takes_no_part(frozen, monkeypatch) -> None:
     """It cannot keep the others from their segmentation, and nothing of it is kept."""
     right = inference.infer
 

@@ -76,7 +76,7 @@ async def test_checkpoints_that_it_never_writes_cost_nobody_else_the_training(sc
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
-async def test_what_are_no_numbers_cost_its_own_part_only(scene, mode: str) -> None:
+async def test_nan_costs_the_site_its_own_part_only(scene, mode: str) -> None:
     cast(scene)
 
     def spoil(sent: Activations) -> list[Message]:
