@@ -153,7 +153,7 @@ def compared() -> Iterator[Compared]:
         alone = statistics.median(links["loopback"])
         for name, link in links["links"].items():
             model = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"])
-            if "turns" in links:  # measured with `[wire] turns` = "auto"
+            if "turns" in links:  # measured with `[wire] gradients_in_turns` = "auto"
                 in_turns = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"], DEMO.sites)
                 model = in_turns if in_turns < GAIN * model else model
             yield Compared(f"step, {name}", 1e3 * model, 1e3 * statistics.median(links["steps"][name]), "ms")

@@ -278,8 +278,8 @@ def _octets(packet: bytes) -> int:
 def _shape(machine: Machine, rate: float) -> None:
     """Have packets wait in a queue of the kernel, as at a network card.
 
-    A tun device takes them as its own: TCP would not see how much of a connection waits (its small queues), and put
-    whole windows in line, in front of acknowledgements.
+    A tun device owns packets as soon as it has them: TCP could not count what still waits ("small queues") and would
+    queue whole windows, in front of acknowledgements.
     """
     shape = f"replace dev {machine.interface} root tbf rate {rate:.0f} burst {_BURST} limit {_WAITING}"
     if rate == math.inf:

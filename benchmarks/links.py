@@ -1,13 +1,13 @@
 """A training step over links of 1 Gb/s and 100 Mb/s, with round trips of 10 and 50 ms: what the network adds to it.
 
-The demo's federation, five processes, each in a network namespace of its own (`emulated.py`; needs root). One run meets
-all links in turns, so that all of its steps are made by the same processes; runs over the loopback interface before
-and after it say how long the step takes without a network.
+The demo's federation, five processes, each in a network namespace of its own (`emulated.py`; needs root). Each link has
+a run of its own, as a run tries but once in 100 steps whether gradients are to go to all sites at once or to one after
+the other (`[wire] gradients_in_turns`). Runs over the loopback interface before and after all others say how long the
+step takes without a network.
 
 All machines have the same link to one switch. What is narrowest is then the coordinator's own link: in each step it
-carries the activations of four sites one way and their gradients the other. Gradients go to all sites at once or to one
-after the other, as `[wire] turns` = "auto" finds; `--turns` compares that with "never", also where the sites' links are
-the narrowest.
+carries the activations of four sites one way and their gradients the other. Some rows are of runs with
+`gradients_in_turns` = "never", and of sites whose links are the narrowest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ TURNS = {
     "sites 25 Mb/s, 10 ms": Link(25e6, 0.010, first_rate=1e9),
 }
 """Over which steps with and without turns are compared."""
-SKIPPED = 3 + 2 * TRIALS + 2
-"""Steps after a change of links that are not counted: TCP has to find out, and the coordinator which way is faster."""
+SKIPPED = WARM_UP + 2 * TRIALS
+"""Steps of a run that are not counted where the coordinator finds out which way is faster."""
 WAIT_S = 120.0
 """For the first step, and for each block of steps."""
 POLL_S = 0.02
@@ -71,12 +71,12 @@ class CodedJob(DemoJob):
 
 @dataclass(frozen=True)
 class TurnsJob(DemoJob):
-    """The demo's, with `[wire] turns`."""
+    """The demo's, with `[wire] gradients_in_turns`."""
 
-    turns: str = "auto"
+    turns: str = "never"
 
     def toml(self) -> dict[str, Any]:
-        return super().toml() | {"wire": {"turns": self.turns}}
+        return super().toml() | {"wire": {"gradients_in_turns": self.turns}}
 
 
 class Far(Federation):
@@ -141,36 +141,35 @@ def loopback(job: DemoJob, folder: Path, steps: int) -> list[float]:
 
 
 def linked(
-    job: DemoJob, folder: Path, rounds: int, block: int, cases: Sequence[Case]
-) -> dict[str, list[dict[str, Any]]]:
-    """For each link and round: seconds of each step, and octets a step that the coordinator's link carried."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in cases}
+    job: DemoJob, folder: Path, steps: int, cases: Sequence[Case], skipped: int = SKIPPED
+) -> dict[str, dict[str, Any]]:
+    """For each link: seconds of each step of a run, and octets a step that the coordinator's link carried."""
+    found: dict[str, dict[str, Any]] = {}
     with Network((HUB, *SITES)) as network:
-        federation, hub = Far(folder, job, network), network.machines[HUB]
-        federation.render(lambda done, total: None)
-        federation.set_up()
-        federation.start()
-        try:
-            reach(federation, WARM_UP)
-            for _ in range(rounds):
-                for name, value, link in cases:
-                    network.link = link
-                    network.set(SLOW_START, value)
-                    reach(federation, federation.steps() + SKIPPED)
-                    begun = federation.steps()
-                    before = hub.received, hub.sent, hub.dropped, network.cpu_s
-                    reach(federation, begun + block)
-                    after = hub.received, hub.sent, hub.dropped, network.cpu_s
-                    lines = made(federation)[begun:]
-                    up, down, dropped, cpu = (b - a for a, b in zip(before, after, strict=True))
-                    found[name].append(
-                        {key: [line[key] for line in lines] for key in ("seconds", "waited", "computed")}
-                        | {"turns": sum(line.get("turns", False) for line in lines)}
-                        | {"up": up / len(lines), "down": down / len(lines), "dropped": dropped / len(lines)}
-                        | {"carrying": cpu / len(lines)}
-                    )
-        finally:
-            federation.stop()
+        hub = network.machines[HUB]
+        for number, (name, value, link) in enumerate(cases):
+            network.link = link
+            network.set(SLOW_START, value)
+            federation = Far(folder / str(number), job, network)
+            federation.render(lambda done, total: None)
+            federation.set_up()
+            federation.start()
+            try:
+                reach(federation, skipped)
+                before = hub.received, hub.sent, hub.dropped, network.cpu_s
+                begun = federation.steps()
+                reach(federation, begun + steps)
+                after = hub.received, hub.sent, hub.dropped, network.cpu_s
+                lines = made(federation)[begun:]
+            finally:
+                federation.stop()
+            up, down, dropped, cpu = (b - a for a, b in zip(before, after, strict=True))
+            found[name] = (
+                {key: [line[key] for line in lines] for key in ("seconds", "waited", "computed")}
+                | {"turns": sum(line.get("turns", False) for line in lines)}
+                | {"up": up / len(lines), "down": down / len(lines), "dropped": dropped / len(lines)}
+                | {"carrying": cpu / len(lines)}
+            )
     return found
 
 
@@ -221,7 +220,7 @@ def rows(found: Found) -> Iterator[Line]:
 
 
 def _turns(found: Found) -> Iterator[Line]:
-    """Steps with `[wire] turns` = "auto" and "never"."""
+    """Steps with `[wire] gradients_in_turns` = "auto" and "never"."""
     for name in found.get("never", {}):
         never, auto = found["never"][name], found["auto"][name]
         yield Line(f"{name}: step, gradients to all sites at once", "", f"{_ms(never)} ms", None)
@@ -230,17 +229,18 @@ def _turns(found: Found) -> Iterator[Line]:
         yield Line(f"{name}: step / step at once", "", spread([one / ratio for one in auto]), None)
 
 
-def turns(job: DemoJob, folder: Path, rounds: int, block: int) -> dict[str, dict[str, list[float]]]:
-    """By setting of `[wire] turns` and link, seconds of each step."""
+def turns(
+    job: DemoJob, folder: Path, steps: int, found: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, list[float]]]:
+    """By setting of `[wire] gradients_in_turns` and link, seconds of each step; those in `found` are measured."""
     cases = [(name, "0", link) for name, link in TURNS.items()]
-    found = {}
-    for setting in ("never", "auto"):
-        one = TurnsJob(**vars(job), turns=setting)
-        blocks = linked(one, folder / f"turns-{setting}", rounds, block, cases)
-        found[setting] = {
-            name: [took for part in of for took in part["seconds"]] for name, of in blocks.items()
-        }
-    return found
+    left = [case for case in cases if case[0] not in found]
+    auto = {**found, **linked(job, folder / "auto", steps, left)}
+    never = linked(TurnsJob(**vars(job)), folder / "never", steps, cases, WARM_UP)
+    return {
+        setting: {name: of[name]["seconds"] for name in TURNS}
+        for setting, of in (("never", never), ("auto", auto))
+    }
 
 
 def _ms(seconds: list[float]) -> str:
@@ -249,8 +249,7 @@ def _ms(seconds: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--block", type=int, default=4, help="steps of each link in each round")
+    parser.add_argument("--steps", type=int, default=8, help="of each link")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--turns", action="store_true", help="only compare steps with and without turns")
     parser.add_argument("--json", action="store_true")
@@ -261,15 +260,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.turns:
-            for row in _turns(turns(job, folder, given.rounds, given.block)):
+            for row in _turns(turns(job, folder, given.steps, {})):
                 print(f"{row.what}: {row.found}")
             return
-        alone = loopback(job, folder / "before", given.rounds * given.block)
-        blocks = linked(job, folder / "linked", given.rounds, given.block, cases())
+        alone = loopback(job, folder / "before", given.steps)
+        plain = linked(job, folder / "linked", given.steps, cases())
         steady = [case for case in cases() if case[1] == "0" and case[0] != UNLIMITED]
-        coded = linked(CodedJob(**vars(job)), folder / CODING, given.rounds, given.block, steady)
-        compared = turns(job, folder, 1, given.rounds * given.block)
-        alone += loopback(job, folder / "after", given.rounds * given.block)
+        coded = linked(CodedJob(**vars(job)), folder / CODING, given.steps, steady)
+        compared = turns(job, folder / "turns", given.steps, plain)
+        alone += loopback(job, folder / "after", given.steps)
     found = {
         "unit": "seconds; octets",
         "loopback": alone,
@@ -278,13 +277,13 @@ def main() -> None:
             for case, _, link in cases()
             if link.rate < math.inf
         },
-        "steps": {n: [took for block in of for took in block["seconds"]] for n, of in blocks.items()},
-        "octets": [{"up": block["up"], "down": block["down"]} for of in blocks.values() for block in of],
+        "steps": {name: run["seconds"] for name, run in plain.items()},
+        "octets": [{"up": run["up"], "down": run["down"]} for run in plain.values()],
         "turns": compared,
         "coding": CODING,
-        "coded": {n: [took for block in of for took in block["seconds"]] for n, of in coded.items()},
-        "coded_octets": [{"up": block["up"], "down": block["down"]} for of in coded.values() for block in of],
-        "blocks": blocks,
+        "coded": {name: run["seconds"] for name, run in coded.items()},
+        "coded_octets": [{"up": run["up"], "down": run["down"]} for run in coded.values()],
+        "runs": plain,
     }
     if given.json:
         print(json.dumps(found, indent=1))

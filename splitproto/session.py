@@ -36,6 +36,8 @@ _EXCUSE_S = 5.0
 """A link that ends so soon after this process was stopped ended because of that."""
 SEND_TIMEOUT = 120.0
 """Seconds that a peer may leave a message untaken, unless the caller says otherwise."""
+HALVES = 16
+"""Messages of which the peer has not said yet that it has half; of older ones nobody is told."""
 UNREAD = 8 << 20
 """Octets of heads, which need no credit, that may wait while the application takes no message."""
 
@@ -101,7 +103,7 @@ class Session:
         """Seconds that this link has cost."""
         self._questions = 0
         self._answered = asyncio.Event()
-        self._halves: deque[tuple[int, Callable[[], None]]] = deque()
+        self._halves: deque[tuple[int, Callable[[], None]]] = deque(maxlen=HALVES)
         self._writer = self._loop.create_task(self._write())
         self._after()
 
@@ -166,8 +168,8 @@ class Session:
         Args:
             message: any message that the state tables allow now.
             timeout: seconds to wait for credit and carrier at most.
-            halfway: called when the peer has half of the tensors' octets, often after this has returned; never, if the
-                link ends first or the peer does not say so.
+            halfway: called when the peer says that it has half of the tensors' octets, often after this has returned; a
+                peer that says so early, late or never is believed. Never, if the link ends first.
 
         Raises:
             DeadlineExceeded: the peer took nothing in time; the message stays queued, so end the link.
@@ -376,6 +378,7 @@ class Session:
         if self._loop.time() - self._woke > _EXCUSE_S:
             self.slept = 0.0
         self.ended.set_result(error)
+        self._halves.clear()
         self._departs()
         self._arrived.set()
         for future in self._unsent:

@@ -63,7 +63,9 @@ class Trainer:
         self._evaluator = Evaluator(run, self._exclusion)
         self._averaging = Averaging(run.job, run.seating.seats, run.team, run.computed, run.report)
         self._missing: frozenset[str] = frozenset()  # seats, as the sites were told last
-        self._exchanges = Exchanges(run.settings.wire.turns, run.job.seconds_per_step / 2, run.report)
+        self._exchanges = Exchanges(
+            run.settings.wire.gradients_in_turns, run.job.seconds_per_step / 2, run.report
+        )
         self._parts: dict[RemoteSite, Parts] = {}
         self._steps_here = 0
         self._octets_here = 0
@@ -103,6 +105,7 @@ class Trainer:
                 await self._assemble()
                 if told := self._exclusion.revoked():
                     # SP-11.13-12: not only when a batch asks for them.
+                    self._exchanges.none()
                     await self._exclusion.withdraw(told, stream)
                 await self._infer()
                 if run.committed < run.job.steps:
@@ -211,7 +214,10 @@ class Trainer:
             out = self._left_out(forward)
             with run.spans.of("activations"):
                 arrived, unusable = told_apart(await self._ask(stream, step, until, out))
-            self._exchanges.end(step)
+            if unusable:
+                self._exchanges.none()
+            else:
+                self._exchanges.end(step)
             waited = time.monotonic() - began
             wanted = await target
             if unusable:

@@ -8,6 +8,7 @@ others wait. Nobody knows which line is narrow, so both ways are tried, and the 
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from collections import deque
@@ -20,9 +21,11 @@ from splitpeer.daemon import happenings as h
 TRIALS = 5
 """Exchanges that are made each way before one is chosen, and of each way the newest that count."""
 AGAIN = 100
-"""After so many exchanges one way, one is made the other way."""
+"""After so many exchanges one way, one is made the other way; and trials begin at most once in so many, so that a noisy
+line, or a site that comes and goes, costs the others one exchange in twenty."""
 GAIN = 0.9
-"""Turns are kept if they take less than this share of the time that all at once takes."""
+"""Turns are taken up if they need less than this share of the time that all at once needs, and kept while they need
+less than all of it."""
 CHANGED = 1.5
 """By which factor exchanges, two in a row, differ from those before if a link has changed: then both are tried anew."""
 
@@ -60,7 +63,7 @@ class Exchanges:
     """Decides for each exchange, from gradients that leave to the last of the next activations, whether in turns.
 
     Args:
-        setting: `[wire] turns`.
+        setting: `[wire] gradients_in_turns`.
         most_s: how long a site waits for its turn at most, where it is not known how long an exchange at once takes.
         report: told what was chosen.
     """
@@ -74,9 +77,12 @@ class Exchanges:
         self._step, self._began = 0, 0.0
         self._present: frozenset[Hashable] = frozenset()
         self._took: dict[bool, deque[float]] = {way: deque(maxlen=TRIALS) for way in (False, True)}
-        self._chosen = self._told = False
+        self._chosen = False
+        self._told: bool | None = None
         self._since = 0  # exchanges as chosen, since one was made the other way
         self._odd = 0  # of these, how many in a row took another time than those before
+        self._count = 0  # exchanges since the trials began
+        self._stale = False  # what they found may hold no longer
 
     def begin(self, step: int, sites: Sequence[Hashable], present: Iterable[Hashable]) -> Turns | None:
         """Gradients of `step` are about to leave; None: to all at once.
@@ -89,8 +95,8 @@ class Exchanges:
             self.none()
             return None
         if (here := frozenset(present)) != self._present:
+            self._stale = bool(self._present)
             self._present = here
-            self._forget()
         self.in_turns = self.next()
         self._step, self._began = step, time.monotonic()
         return Turns(sites, self.most_s) if self.in_turns else None
@@ -107,9 +113,11 @@ class Exchanges:
 
     @property
     def most_s(self) -> float:
-        """How long a site waits for its turn at most, in seconds: as long as a whole exchange at once takes."""
-        took = self._took[False]
-        return min(self._most_s, statistics.median(took)) if took else self._most_s
+        """How long sites wait for their turns at most, in seconds: as long as a whole exchange at once takes."""
+        # Where all are in turns, such an exchange has to do. One of few may have been an outage.
+        took = self._took[False] or self._took[True]
+        typical = statistics.median(took) if len(took) == TRIALS else min(took, default=math.inf)
+        return min(self._most_s, typical)
 
     def next(self) -> bool:
         """Whether the next exchange is made in turns."""
@@ -123,11 +131,15 @@ class Exchanges:
     def note(self, turns: bool, seconds: float) -> None:
         """An exchange took so long."""
         took = self._took[turns]
-        if self._changed(turns, seconds):
-            self._forget()
+        self._stale = self._stale or self._changed(turns, seconds)
+        if self._stale and self._count >= AGAIN:
+            self._begin_trials()
+        self._count += 1
         took.append(seconds)
         self._since = self._since + 1 if turns == self._chosen else 0
-        if self._setting == "auto" and all(len(one) == TRIALS for one in self._took.values()):
+        tried = all(len(one) == TRIALS for one in self._took.values())
+        # Between two looks at the other way nothing is known of it: only its old times would be compared.
+        if self._setting == "auto" and tried and (turns != self._chosen or self._count == 2 * TRIALS):
             self._choose()
 
     def _changed(self, turns: bool, seconds: float) -> bool:
@@ -139,13 +151,14 @@ class Exchanges:
 
     def _choose(self) -> None:
         at_once, in_turns = (statistics.median(self._took[way]) for way in (False, True))
-        self._chosen = in_turns < GAIN * at_once
+        self._chosen = in_turns < (1.0 if self._chosen else GAIN) * at_once
         if self._chosen != self._told:
             self._told = self._chosen
             how = "to one site after the other" if self._chosen else "to all sites at once"
             self._report(h.TurnsChosen(how, round(at_once, 3), round(in_turns, 3)))
 
-    def _forget(self) -> None:
+    def _begin_trials(self) -> None:
         for took in self._took.values():
             took.clear()
-        self._since = self._odd = 0
+        self._since = self._odd = self._count = 0
+        self._stale = False

@@ -215,7 +215,7 @@ class Wire(Section):
     auto_s: Seconds = 0.1
     """With "auto", seconds that the tensors of one step may take in one direction on the slowest link: the least lossy
     form with which they do is chosen, none, f16, int8 or int4."""
-    turns: Literal["auto", "always", "never"] = "auto"
+    gradients_in_turns: Literal["auto", "always", "never"] = "auto"
     """Whether gradients go to one site after the other; "auto": both ways are tried, and the faster one is kept."""
 
     @property

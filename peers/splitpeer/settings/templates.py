@@ -260,7 +260,7 @@ seat_dropout = 0.0  # probability that a seat is left out of a step, so that the
 # activations = "int8"  # f16, int8 or int4; a list: one for each level; "auto": the coordinator measures the links
 # gradients = "int8"
 # auto_s = 0.1  # with "auto", seconds that a step's tensors may take in one direction
-# turns = "auto"  # gradients to one site after the other, where that is found to be faster; "always" or "never"
+# gradients_in_turns = "auto"  # to one site after the other, where that is found to be faster; "always" or "never"
 """,
     "pretraining": """\
 # [pretraining]  # a recipe for first weights, which each site follows by itself: splitpeer pretrain --recipe

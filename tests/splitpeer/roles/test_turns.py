@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from splitpeer.coordinator import turns
+from splitpeer.coordinator import trainer, turns
 from splitpeer.coordinator.site_link import SiteLink
 from splitproto.errors import LinkLost
 from splitproto.messages import Gradients
 
 from .test_misbehaviour import peer
 
-ALWAYS = {"turns": "always"}
+ALWAYS = {"gradients_in_turns": "always"}
 STEPS = 8
 TRAINING = {"steps": STEPS, "checkpoint_every": 4}
 PAUSES = (4, 8)
@@ -37,6 +37,8 @@ async def test_each_site_is_sent_to_when_the_one_before_it_has_half(scene, monke
         return await send(link, message, half if halfway is not None else None)
 
     monkeypatch.setattr(SiteLink, "send", telling)
+    # These exchanges take milliseconds: on a busy machine one takes many times as long as another.
+    monkeypatch.setattr(turns.Exchanges, "most_s", 30.0)
     scene.cast("flair", "t1", "t2", training=TRAINING, wire=ALWAYS)
     ran = await scene.together()
     assert ran.result.complete, ran
@@ -52,7 +54,9 @@ async def test_each_site_is_sent_to_when_the_one_before_it_has_half(scene, monke
 
 @pytest.mark.parametrize("setting", ["auto", "never"])
 async def test_what_is_tried_changes_no_result(scene, setting: str) -> None:
-    scene.cast("flair", "t1", training={"steps": 12, "checkpoint_every": 12}, wire={"turns": setting})
+    scene.cast(
+        "flair", "t1", training={"steps": 12, "checkpoint_every": 12}, wire={"gradients_in_turns": setting}
+    )
     ran = await scene.together()
     assert ran.result.complete, ran
     scene.assert_exact()
@@ -60,16 +64,29 @@ async def test_what_is_tried_changes_no_result(scene, setting: str) -> None:
     assert tried >= turns.TRIALS if setting == "auto" else tried == 0
 
 
-async def test_a_site_that_is_lost_in_its_turn_does_not_hold_up_the_others(scene, monkeypatch) -> None:
+@pytest.mark.parametrize("when", ["in its turn", "before its turn"])
+async def test_a_site_that_is_lost_does_not_hold_up_the_others(scene, monkeypatch, when: str) -> None:
     """It is the first in turn, has nothing yet, and does not come back."""
-    send = SiteLink.send
+    send, encoded = SiteLink.send, trainer.for_site
+    links: dict[str, SiteLink] = {}
 
     async def cutting(link, message, halfway=None):
+        links[link.site] = link
         if isinstance(message, Gradients) and link.site == "site-t1":
-            link.session.carrier_lost(LinkLost("cut by the test"))
+            cut(link)
         await send(link, message, halfway)
 
+    def cutting_early(site, *rest):
+        if site == "site-t1":
+            cut(links[site])
+        return encoded(site, *rest)
+
+    def cut(link: SiteLink) -> None:
+        link.session.carrier_lost(LinkLost("cut by the test"))
+
     monkeypatch.setattr(SiteLink, "send", cutting)
+    if when == "before its turn":
+        monkeypatch.setattr(trainer, "for_site", cutting_early)
     scene.cast(
         "t1",
         "t2",
@@ -87,4 +104,6 @@ async def test_a_site_that_is_lost_in_its_turn_does_not_hold_up_the_others(scene
     first = next(row for row in scene.metrics() if "loss" in row)
     applied = first["timing"]["answers"]["apply"]
     assert first["turns"] and applied.keys() == {"site-t2"}
-    assert applied["site-t2"] < first["seconds"] - 0.7, "return_s had passed by then"
+    # From when the gradients leave, not from when the step began: the machine may be slow.
+    waited = applied["site-t2"] - first["waited"] - first["computed"]
+    assert waited < 0.5, "return_s had passed by then"
