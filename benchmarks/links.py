@@ -177,10 +177,11 @@ ABOUT = (
     "The demo's federation, each party in a network namespace of its own. All have the same link to one switch;",
     "the coordinator's is the narrowest. Rates are of IP packets, milliseconds the round trip between coordinator and",
     "site. The limit in the target is the step on the loopback interface, or the octets of the busier direction by the",
-    "rate, whichever is greater. A step's activations have to arrive before its gradients leave, so the second ratio",
+    "rate, whichever is greater. A site's activations have to arrive before its gradients leave, so the second ratio",
     "is to the step on the loopback interface, one round trip and both directions, added up. Hosts have Linux's",
     "defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise. Rows of int4 are of the same",
-    'job with [wire] activations and gradients = "int4".',
+    'job with [wire] activations and gradients = "int4". Gradients go to all sites at once or in turns, whichever the',
+    "coordinator finds to be faster.",
 )
 
 
