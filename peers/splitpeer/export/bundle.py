@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from importlib.resources import files
@@ -18,7 +17,8 @@ import safetensors.torch
 from splitpeer.errors import ConfigError, DataError
 from splitpeer.export import papers
 from splitpeer.export.configs import KEY, inference, metadata
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, Half, encoder_file
+from splitpeer.export.facts import whole
+from splitpeer.export.half import DECODER, ENCODERS, MASKS, WHOLE, Half
 from splitpeer.storage import durable, reading
 from splitpeer.storage.checkpoint import MAX_BYTES
 
@@ -100,7 +100,7 @@ def read(folder: Path) -> Half:
         raise DataError(f"{path}: cannot be read, or is none of splitpeer export: export it again") from None
     if kind not in (ENCODERS, DECODER, MASKS, WHOLE):
         raise DataError(f"{path}: holds {str(kind)[:40]!r}, which this program does not know: update it")
-    if not (facts_are_whole(facts) and safe(facts)):
+    if not whole(facts):
         raise DataError(f"{path}: does not say all that a bundle of splitpeer export says: export it again")
     weights = {}
     for name, digest in digests.items():
@@ -117,46 +117,6 @@ def read(folder: Path) -> Half:
         except (OSError, safetensors.SafetensorError):
             raise DataError(f"{file}: missing, unreadable or damaged: copy it again") from None
     return Half(facts, weights)
-
-
-def facts_are_whole(facts: Any) -> bool:
-    """Whether everything is there that this program reads, and of its type."""
-    if not isinstance(facts, dict):
-        return False
-    kind = facts["kind"]
-    wanted = {
-        **_TYPES,
-        **(_OF_ENCODERS if kind in (ENCODERS, WHOLE) else {}),
-        **(_OF_DECODER if kind in (DECODER, WHOLE) else {}),
-    }
-    if not all(isinstance(facts.get(name), of) for name, of in wanted.items()):
-        return False
-    holds = [encoder_file(seat) for seat in facts["seats"]] if kind != DECODER else []
-    holds += [DECODER_FILE] if kind in (DECODER, WHOLE) else []
-    return set(facts["weights"]) == set(holds)
-
-
-def safe(value: Any) -> bool:
-    """Whether no text in it means something to MONAI's config parser, which evaluates what begins with "$"."""
-    if isinstance(value, dict):
-        return all((key == "_target_" or safe(key)) and safe(inner) for key, inner in value.items())
-    if isinstance(value, list):
-        return all(safe(inner) for inner in value)
-    return not isinstance(value, str) or _SAFE.fullmatch(value) is not None
-
-
-_SAFE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9 ._:,;+=/@()-]{0,255})?", re.ASCII)
-_TYPES: Mapping[str, Any] = {
-    **dict.fromkeys(("federation", "party", "job", "run", "terms"), str),
-    "precision": (str, dict),
-    **dict.fromkeys(("edition", "step", "steps", "dimensions"), int),
-    **dict.fromkeys(("frozen", "secret"), bool),
-    **dict.fromkeys(("window", "spacing", "defences"), list),
-    **dict.fromkeys(("seats", "normalisation", "cut", "weights"), dict),
-    "sum": (dict, type(None)),
-}
-_OF_ENCODERS: Mapping[str, Any] = {"encoders": dict}
-_OF_DECODER: Mapping[str, Any] = {"decoder": dict, "sites": dict, "task": dict, "overlap": (float, int)}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

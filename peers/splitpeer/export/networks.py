@@ -55,12 +55,17 @@ def decoder(backbone: Backbone, seats: Sequence[str], fusion: str, out_channels:
 def make(component: Mapping[str, Any]) -> nn.Module:
     """What MONAI's `ConfigParser` makes of a component. Raises KeyError, TypeError, ValueError: it is none of ours."""
     arguments = {name: _made(value) for name, value in component.items() if name != "_target_"}
-    module, _, name = str(component["_target_"]).rpartition(".")
-    kind = getattr(built, name, None)
-    if module != PLACE or not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    if not known(component["_target_"]):
         raise ValueError(f"{component['_target_']} is no network of a bundle")
-    made: nn.Module = kind(**arguments)
+    made: nn.Module = getattr(built, component["_target_"].rpartition(".")[2])(**arguments)
     return made
+
+
+def known(target: object) -> bool:
+    """Whether a `_target_` is a network of a bundle's `scripts/network.py`."""
+    module, _, name = str(target).rpartition(".")
+    kind = getattr(built, name, None)
+    return module == PLACE and isinstance(kind, type) and issubclass(kind, nn.Module)
 
 
 def _made(value: Any) -> Any:

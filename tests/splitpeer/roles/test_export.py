@@ -37,6 +37,7 @@ from .test_seats_of_a_site import HELD, SEATS, opened
 
 HOLDERS = ("hub", "site-t2")
 WINDOW = [32, 32]
+FORMS = ["bf16", "bf16", "f16", "int8", "int4"]
 
 
 def exported(scene: Scene, who: str, out: Path, *more: object) -> int:
@@ -75,11 +76,12 @@ def trained(
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, federation, nursery) -> SimpleNamespace:
-    """Slices, on another grid than the files', bf16 on the wire."""
+    """Slices, on another grid than the files', of which each level has its own form on the wire."""
     return trained(
         tmp_path_factory.mktemp("export") / "plain", federation, nursery, "t1ce", "t2",
         data={"window": WINDOW, "validation": 2, "spacing": [1.5, 1.5, 2.0]},
         training={"steps": 12, "batch": 1, "checkpoint_every": 12, "precision": "bf16", "learning_rate": 0.05},
+        wire={"activations": FORMS},
     )  # fmt: skip
 
 
@@ -234,6 +236,8 @@ def test_only_what_every_party_of_the_run_signed_is_joined(plain, private, tmp_p
     whole = joined(plain.halves, "hub", known, datetime.now(UTC))
     assert whole.facts["parties"] == ["coordinator hub", "client site-t1ce", "client site-t2"]
     assert whole.facts["encoders_of"] == {"t1ce": "site-t1ce", "t2": "site-t2"}
+    by_level = dict(zip(("x0", "x1", "x2", "x3", "x4"), FORMS, strict=True))
+    assert whole.facts["precision"] == bundle.read(plain.whole).facts["precision"] == by_level
 
     refused("run is also of site-t2: without their agreement", hub, first)
     refused("exactly one has the decoder", first, second)
@@ -273,6 +277,12 @@ def test_only_what_every_party_of_the_run_signed_is_joined(plain, private, tmp_p
     refused("is of step 7, the coordinator's of 12", hub, behind, second)
     evil = again(plain, "site-t1ce", tmp_path / "evil", encoders={"t1ce": {"_target_": "$__import__('os')"}})
     refused("does not say all that a bundle", hub, evil, second)
+    # A fact that all halves share must be the same in all: so all of them say it.
+    call = {"_target_": "os.system", "command": "true"}
+    calling = [
+        again(plain, who, tmp_path / f"calling-{who}", precision=call) for who in ("hub", *plain.others)
+    ]
+    refused("does not say all that a bundle", *calling)
 
     # What was signed is what lies there.
     weights = tmp_path / "weights"
