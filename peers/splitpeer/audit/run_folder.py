@@ -200,8 +200,9 @@ def network_of(view: View, sites: Mapping[str, str], form: Form, *, back: Form |
     for level, one in enumerate(cut.levels):
         shape, sent = cut.shape(level, view.window), level in cut.sent
         count = int(np.prod(shape))
-        # By level, there is nothing about one that is not sent.
-        there, here = (form_at(of, one.name) if sent or isinstance(of, str) else "f32" for of in (form, back))
+        # By level, there is nothing about one that is not sent; and no gradients of it come back.
+        there = form_at(form, one.name) if sent or isinstance(form, str) else "f32"
+        here = form_at(back, one.name) if sent else ""
         levels.append(
             RunLevel(
                 name=one.name,
@@ -212,7 +213,7 @@ def network_of(view: View, sites: Mapping[str, str], form: Form, *, back: Form |
                 defences=view.defences,
                 gradient_precision=here,
                 gradient_octets=octets(here, count) if here else None,
-                gradient_defences=view.gradient_defences,
+                gradient_defences=view.gradient_defences if sent else (),
             )
         )
     return RunNetwork(

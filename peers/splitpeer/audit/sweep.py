@@ -123,8 +123,11 @@ def sweep(
         JobConfig.load(job_file),
     )
     for one in plan.all():
-        if problems := _job_of(one, job).problems_of_codings():
-            raise ConfigError(f"{plan_file}: [configuration] {one.name}: {'; '.join(problems)}")
+        try:
+            _job_of(one, job)
+        except ConfigError as error:
+            problem = str(error).removeprefix(f"{job.source}: ")
+            raise ConfigError(f"{plan_file}: [configuration] {one.name}: {problem}") from None
     tasks = [
         SweepTask(plan, job, out, configuration, seed, keep_captures, device)
         for configuration in plan.all()
@@ -237,10 +240,13 @@ def _make_scene(task: SweepTask) -> _Scene:
 
 
 def _job_of(one: SweepConfiguration, job: JobConfig) -> JobConfig:
-    """With the levels and codings of a configuration."""
+    """With the levels and codings of a configuration. Raises ConfigError: the job cannot have them."""
+    table = job.resolved()
     if one.levels is not None:
-        job = job.model_copy(update={"model": job.model.model_copy(update={"levels": one.levels})})
-    return job if one.wire is None else job.model_copy(update={"wire": one.wire})
+        table["model"]["levels"] = list(one.levels)
+    if one.wire is not None:
+        table["wire"] = one.wire.model_dump(mode="json", exclude_none=True)
+    return JobConfig.of_table(table, job.source)
 
 
 def play(task: SweepTask) -> dict[str, Any]:

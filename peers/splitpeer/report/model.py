@@ -79,13 +79,14 @@ class RunLevel(ReportPart):
     shape: tuple[int, ...]
     """[channels, *spatial] of one sample."""
     octets: int
-    """Shape of one sample, as sent."""
+    """Bytes of one sample, as sent; of a level that is withheld, as it would be."""
     precision: str
     sent: bool = True
     """False: withheld by the site's policy."""
     defences: tuple[str, ...] = ()
     gradient_precision: str = ""
     gradient_octets: int | None = None
+    """None: no gradients of it come back."""
     gradient_defences: tuple[str, ...] = ()
 
 

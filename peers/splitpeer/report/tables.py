@@ -198,7 +198,7 @@ def _recorded(run: AuditRun) -> str:
 
 def _total(run: AuditRun) -> str:
     sent = sum(level.octets for level in run.network.levels if level.sent)
-    back = sum(level.gradient_octets or 0 for level in run.network.levels)
+    back = sum(level.gradient_octets or 0 for level in run.network.levels if level.sent)
     total = f"Together {figure(sent, 0)} bytes up"
     if back:
         total += f" and {figure(back, 0)} back in training"

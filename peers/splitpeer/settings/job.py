@@ -370,7 +370,7 @@ class JobConfig(Settings):
             problems.append(
                 f"[absence] least_sites = {self.absence.least_sites}, but [sites] names {len(self.sites)}"
             )
-        problems += self._problems_of_a_secure_sum() + self.problems_of_codings()
+        problems += self._problems_of_a_secure_sum() + self._problems_of_codings()
         problems += self._problems_of_inference()
         window, dimensions = self.data.window, self.model.dimensions
         if len(window) != dimensions:
@@ -536,7 +536,7 @@ class JobConfig(Settings):
             )
         return problems
 
-    def problems_of_codings(self) -> list[str]:
+    def _problems_of_codings(self) -> list[str]:
         """SP-11.21-8: what a list in `[wire]` cannot say of this network."""
         precision, problems = self.training.precision, []
         for name in ("activations", "gradients"):

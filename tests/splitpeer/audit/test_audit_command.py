@@ -244,18 +244,23 @@ def test_a_sweep_trains_and_attacks_under_the_codings_of_a_configuration(place: 
     ]
 
 
-def test_a_list_of_codings_must_be_of_the_levels_that_the_job_sends(
-    place: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('wire = {activations = ["int4", "f32"]}', "lists 2 codings"),
+        ('levels = [4]\nwire = {gradients = ["int4", "f32"]}', "lists 2 codings"),
+        ("levels = [1, 2]", "the bottleneck, must leave the site"),
+        ("levels = [1, 9]", "must be distinct and of 0 to 4"),
+    ],
+)
+def test_a_configuration_that_the_job_cannot_have_is_refused_in_one_line(
+    place: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, said: str
 ) -> None:
     plan = tmp_path / "sweep.toml"
-    for more in (
-        'wire = {activations = ["int4", "f32"]}',
-        'levels = [4]\nwire = {gradients = ["int4", "f32"]}',
-    ):
-        plan.write_text(f'[[configuration]]\nname = "few"\n{more}\n')
-        assert run("audit", "--sweep", plan, "--job", place.job, "--out", tmp_path / "sweep") == 4
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"{plan}: [configuration] few: [wire] " in line and "lists 2 codings" in line
+    plan.write_text(f'[[configuration]]\nname = "few"\n{more}\n')
+    assert run("audit", "--sweep", plan, "--job", place.job, "--out", tmp_path / "sweep") == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{plan}: [configuration] few: [" in line and said in line
 
 
 def test_a_sweep_names_every_contrast_collusions_and_members(place: Any, tmp_path: Path) -> None:

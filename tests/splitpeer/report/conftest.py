@@ -89,7 +89,15 @@ def make(folder: Path, **changes: Any) -> Path:
                 RunLevel(
                     name="x1", shape=(8, 16, 16), octets=8192, precision="f32", defences=("dropout:0.5",)
                 ),
-                RunLevel(name="x2", shape=(16, 8, 8), octets=4096, precision="f32", sent=False),
+                # Older folders count gradients of what is withheld.
+                RunLevel(
+                    name="x2",
+                    shape=(16, 8, 8),
+                    octets=4096,
+                    precision="f32",
+                    sent=False,
+                    gradient_octets=987654,
+                ),
             ),
             image_octets=4096,
         ),

@@ -97,6 +97,12 @@ def changed(run_folder: Path, out: Path, change: Callable[[AuditRun], AuditRun])
     return Outline((out / "report.html").read_text()).text
 
 
+def test_no_gradients_are_said_to_come_back_of_what_is_withheld(page: str) -> None:
+    """In older folders they have a figure."""
+    text = Outline(page).text
+    assert "987 654" not in text and "and 32 768 back in training" in text
+
+
 def test_headings_tell_two_sites_of_one_modality_apart(run_folder: Path, tmp_path: Path) -> None:
     def two(run: AuditRun) -> AuditRun:
         first, *others = run.entries
