@@ -180,7 +180,7 @@ class Spool:
         """Every request that has no answer yet, oldest first: also those that were taken up before, by this process or
         by one that died. One that is no longer listed was forgotten by its asker: stop working on it.
 
-        To be called every 50 to 100 ms: nothing is read while the folder does not change. Requests that are not valid
+        To be called every 40 to 100 ms: nothing is read while the folder does not change. Requests that are not valid
         are answered here. Raises nothing that has to do with the disk.
         """
         self._write_again()
