@@ -166,9 +166,19 @@ def _by_level(case: Callable[..., Case]) -> Iterator[Case]:
         encoders="frozen",
         gradients=listed,
     )
+    uncoded = ["f32"] * 5
+    yield case(
+        "frozen-uncoded-levels-of-gradients", "SP-11.21-1: a list all the same", bad, alone,
+        encoders="frozen", gradients=uncoded,
+    )  # fmt: skip
     of_a_sum = {"agreed": ["train", "fuse", *every["agreed"][1:]], "partners": ["b", "c"]}
     total = {"bits": 16, "range": 4.0, "parties": 3}
     yield case("sum-of-coded-levels", "SP-11.21-1", bad, of_a_sum, fusion=total, activations=mixed)
+    for way in ("activations", "gradients"):
+        yield case(
+            f"sum-of-uncoded-levels-{way}", "SP-11.21-1: a list all the same", bad, of_a_sum,
+            fusion=total, **{way: uncoded},
+        )  # fmt: skip
 
 
 def terms() -> Iterator[Case]:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +287,17 @@ def test_a_damaged_index_is_refused(full, spoil: Callable[[str], str]) -> None:
     path.write_text(spoil(text))
     with pytest.raises(DataError, match=r"bank\.json: damaged, the digest does not match"):
         reopened(full)
+
+
+@pytest.mark.parametrize("precision", ["f33", {"x0": "f32", "x1": "int9"}, ["f32"], None, {"x0": ["f32"]}])
+def test_an_index_names_known_forms_also_where_nothing_was_released(tmp_path: Path, precision: Any) -> None:
+    bank = Bank.create(tmp_path / "bank", Contents(bytes(16), "terms", "f32", {}, ()), b"")
+    assert reopened(bank).contents.releases == ()
+    path = bank.folder / "bank.json"
+    said = {**json.loads(path.read_text()), "precision": precision}
+    path.write_text(json.dumps({**said, "digest": module._index_digest(said)}))
+    with pytest.raises(DataError, match=r"bank\.json: damaged"):
+        reopened(bank)
 
 
 def test_a_bank_of_another_version(full) -> None:

@@ -23,6 +23,7 @@ from splitpeer.captures.summary import cut_off
 from splitpeer.errors import DataError
 from splitpeer.training.forms import shown
 from splitproto.capture import Header, Party, Recorded
+from splitproto.codings import words
 from splitproto.errors import CodecError
 from splitproto.messages import Activations, Forward, Inventory, Message
 from splitproto.seats import Listed, by_seat, joined
@@ -193,7 +194,8 @@ def defended(capture: Capture, applied: Mapping[str, SiteDefences], releases: in
             "the capture is of a run with frozen encoders, where each window leaves once: several views of it do not "
             "exist"
         )
-    if (form := shown(header.job.activations, header.job.precision)) != "f32":
+    if {*words(header.job.activations)} - {"f32"} or header.job.precision != "f32":
+        form = shown(header.job.activations, header.job.precision)
         raise DataError(
             f"the capture was sent as {form}: a defence acts before rounding; record a run in f32"
         )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from splitpeer.daemon import happenings as h
 from splitpeer.daemon.sinks.log import LogSink
 from splitpeer.errors import ConfigError
-from splitpeer.federation.terms import Codings, codings_of, run_folder
+from splitpeer.federation.terms import Codings, leads_to, run_folder
 from splitpeer.settings.job import JobConfig
 from splitpeer.settings.peer import PeerConfig
 from splitpeer.storage import durable, reading
@@ -26,8 +26,9 @@ from splitpeer.storage.bank import FOLDER as BANK
 from splitpeer.storage.bank import INDEX
 from splitpeer.training.forms import shown
 from splitproto.causes import OF_A_PATIENT
-from splitproto.codings import LEVEL_FORMS, words
+from splitproto.errors import CodecError
 from splitproto.partners import Keys
+from splitproto.records import CODED
 
 log = logging.getLogger(__name__)
 SUFFIX = ".run.json"
@@ -243,7 +244,7 @@ class RunRecord:
             self.codings = codings_in(last)
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ConfigError(f"{self._path} cannot be read; start with --fresh") from None
-        if self.codings is not None and codings_of(self._wire, self.codings) != self.codings:
+        if self.codings is not None and not leads_to(self._wire, self.codings):
             # Its sites would decline it: SP-11-2.
             there, back = map(shown, self.codings)
             raise ConfigError(
@@ -286,10 +287,12 @@ def codings_in(record: Mapping[str, Any]) -> Codings | None:
     """Those of the run; None: it began before they were noted. Raises ValueError or TypeError."""
     if (written := record.get("codings")) is None:
         return None
-    found = Codings(**{way: tuple(one) if isinstance(one, list) else one for way, one in written.items()})
-    if not {word for one in found for word in words(one)} <= {*LEVEL_FORMS}:
-        raise ValueError
-    return found
+    try:
+        return Codings(**{
+            way: None if one is None else CODED.read(one, way) for way, one in dict(written).items()
+        })  # fmt: skip
+    except CodecError as error:
+        raise ValueError(str(error)) from None
 
 
 def terms_of(job: JobConfig) -> str:

@@ -26,8 +26,8 @@ from splitpeer.federation.terms import (
     NOT_CODED,
     Codings,
     backbone_for,
-    codings_of,
     job_on_wire,
+    leads_to,
     normalisation_of,
     run_folder,
     terms_digest,
@@ -238,8 +238,9 @@ def _codings(config: PeerConfig, settings: JobConfig, folder: Path) -> Codings:
         if record.get("run") != run:
             continue
         # A run of before codings were noted tells nothing of them.
-        written = codings_of(settings.wire, codings) if codings is not None else None
-        if record.get("terms") != terms_of(settings) or written != codings:
+        if record.get("terms") != terms_of(settings) or not (
+            codings is None or leads_to(settings.wire, codings)
+        ):
             raise ConfigError(
                 f"{settings.source}: has changed since run {run[:8]} began: name the file as it was"
             )

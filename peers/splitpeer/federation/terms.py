@@ -80,6 +80,14 @@ def codings_of(wire: Wire, chosen: Codings = NOT_CODED) -> Codings:
     )
 
 
+def leads_to(wire: Wire, codings: Codings) -> bool:
+    """Whether a run of `[wire]` may have these codings: "auto" chooses one for all levels, never a list."""
+    return all(
+        not isinstance(found, tuple) if written == AUTO else found == written
+        for written, found in zip((wire.activations, wire.gradients), codings, strict=True)
+    )
+
+
 def job_on_wire(config: JobConfig, chosen: Codings = NOT_CODED) -> Job:
     """What sites must know of `job.toml`.
 

@@ -28,11 +28,11 @@ from splitpeer.settings.values import (
     Defences,
     Distinct,
     FilePattern,
-    Form,
     GradientDefences,
     ImageDefences,
     InitialWeights,
     Layout,
+    LevelForm,
     Levels,
     Location,
     Modalities,
@@ -196,7 +196,7 @@ class Policy(Bounds):
     levels: Levels = LEVELS
     """Levels whose activations may leave. Where one of 0 to 4 is missing, or a defence names its levels, level k must
     be at least 2**k times coarser than the image on every axis."""
-    precision: Annotated[tuple[Form, ...], Field(min_length=1), Distinct] = get_args(Form)
+    precision: Annotated[tuple[LevelForm, ...], Field(min_length=1), Distinct] = get_args(LevelForm)
     """How activations and gradients may travel."""
     normalisation: Annotated[tuple[NormalisationKind, ...], Field(min_length=1), Distinct] = get_args(
         NormalisationKind

@@ -199,8 +199,8 @@ Defences = Annotated[tuple[Spec, ...], _Defences("activations")]
 ImageDefences = Annotated[tuple[Spec, ...], _Defences("image")]
 GradientDefences = Annotated[tuple[Spec, ...], _Defences("gradients")]
 Precision = Literal["f32", "bf16"]
-Form = Literal["f32", "bf16", "f16", "int8", "int4"]
-"""Or a coding, in which tensors travel in fewer octets (SP-11.21)."""
+LevelForm = Literal["f32", "bf16", "f16", "int8", "int4"]
+"""How a level may travel: a precision, or a coding in fewer bytes (SP-11.21)."""
 WireCoding = Annotated[Coding, BeforeValidator(_wire_coding)]
 """For all levels or for each; or AUTO: what the sites' links can carry, as the coordinator measures when a run is
 started for the first time."""

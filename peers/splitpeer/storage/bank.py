@@ -480,10 +480,13 @@ def _contents(said: Mapping[str, Any]) -> Contents:
     labels = {_name(site): bytes.fromhex(label) for site, label in said["weights"].items()}
     if {one.site for one in releases} - labels.keys():
         raise ValueError
+    precision = said["precision"]
+    if not {*(precision.values() if isinstance(precision, dict) else [precision])} <= _DTYPES.keys():
+        raise ValueError
     for one in releases:
-        one.dtypes(said["precision"])
+        one.dtypes(precision)
     run, grid = bytes.fromhex(said["run"]), tuple(tuple(map(float, part)) for part in said.get("grid", ()))
-    return Contents(run, str(said["terms"]), said["precision"], labels, releases, grid)
+    return Contents(run, str(said["terms"]), precision, labels, releases, grid)
 
 
 def _name(site: object) -> str:

@@ -13,9 +13,10 @@ import pytest
 
 from splitpeer.attacks.view import coordinator_view
 from splitpeer.captures.reader import open_capture
+from splitpeer.captures.redefend import defended
 from splitpeer.cli import main
 from splitpeer.coordinator import remote_site
-from splitpeer.coordinator.record import RunRecord
+from splitpeer.coordinator.record import RunRecord, codings_in
 from splitpeer.daemon import happenings as h
 from splitpeer.errors import ConfigError, JobFailed
 from splitpeer.export.half import half_of
@@ -57,6 +58,9 @@ async def test_a_run_is_the_whole_network_with_each_level_as_it_travels(
     scene.assert_exact(as_travelled=True)
     if {precision, *(there or ()), *(back or ())} == {"f32"}:
         scene.assert_exact()
+        assert defended(open_capture(scene.capture("hub")), {}), (
+            "values as they are, so a defence may act on them"
+        )
     ways = [one if isinstance(one, list) else [one or precision] * 5 for one in (there, back)]
     octets = 2 * 2 * sum(forms.octets(form, m) for way in ways for form, m in zip(way, VALUES, strict=True))
     # Heads, frames and checkpoints come on top.
@@ -141,10 +145,24 @@ def test_a_run_keeps_its_list_and_is_recorded_exported_and_driven_again(
     assert half_of(scene.config("hub"), "try", scene.settings).facts["precision"] == BY_LEVEL
     assert half_of(scene.config("site-t1"), "try", None).facts["precision"] == BY_LEVEL
 
-    for other in ({}, {**wire, "activations": "int4"}, {**wire, "activations": MIXED[::-1]}):
+    later = {**wire, "activations": "auto"}
+    for other in ({}, {**wire, "activations": "int4"}, {**wire, "activations": MIXED[::-1]}, later):
         scene.job(training={**FEW, "steps": 2}, wire=other)
         with pytest.raises(ConfigError, match="has changed since run"):
             half_of(scene.config("hub"), "try", scene.settings)
+
+
+@pytest.mark.parametrize(
+    "way", ["f32", "auto", [], ["auto"], ["int9"], ["int8", 8], {"int8": 1}, 8, ["f32"] * 17]
+)
+def test_a_record_names_codings_or_is_refused(way: object) -> None:
+    for codings in (
+        {"activations": "int8", "gradients": None},
+        {"activations": ["f32", "int4"], "gradients": "f16"},
+    ):
+        assert codings_in({"codings": codings})
+        with pytest.raises((ValueError, TypeError)):
+            codings_in({"codings": {**codings, "gradients": way}})
 
 
 def test_a_run_is_resumed_with_its_list_alone(scene: Scene) -> None:
@@ -166,7 +184,7 @@ def test_a_run_is_resumed_with_its_list_alone(scene: Scene) -> None:
     begun = record(resume=True)
     assert begun.codings == (tuple(MIXED), "int8")
     for other in ({}, {**wire, "activations": "int4"}, {**wire, "activations": MIXED[::-1]},
-                  {**wire, "gradients": ["int8"] * 5}):  # fmt: skip
+                  {**wire, "gradients": ["int8"] * 5}, {**wire, "activations": "auto"}):  # fmt: skip
         scene.job(training=FEW, wire=other)
         with pytest.raises(ConfigError) as refused:
             record(resume=True)
