@@ -75,7 +75,9 @@ class Compared:
         self.note("weights", *(torch.cat([tensor.flatten() for tensor in one.values()]) for one in both))
 
 
-def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings: dict) -> dict[str, float]:
+def compare(
+    shared: CoordinatorHalf, alone: CoordinatorHalf, network: str, settings: dict
+) -> dict[str, float]:
     compared = Compared()
     start = alone.state()
     for step in range(4):
@@ -127,8 +129,19 @@ def compare(shared: LeadingHalf, alone: CoordinatorHalf, network: str, settings:
     sent, target, have = arrived(network, settings, 0)
     compared.note("loss", *(one.step(sent, target)[0] for one in (shared, alone)))
     compared.weights(shared, alone)
-    shared.beat()
     return compared.found
+
+
+def moved(network: str, settings: dict, fusion: str) -> dict[str, float]:
+    """What the same steps make of one rounding, up or down, of each weight: the kernels of this processor decide."""
+    one, other = (half(CoordinatorHalf, network, settings, fusion) for _ in range(2))
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in one.network.parameters():
+            weight *= 1 + torch.finfo(torch.float32).eps * (
+                torch.randint(2, weight.shape, generator=source) - 0.5
+            )
+    return compare(one, other, network, settings)
 
 
 def main(network: str, settings: dict, fusion: str) -> None:
@@ -146,8 +159,9 @@ def main(network: str, settings: dict, fusion: str) -> None:
             return
         shared = half(lambda *a, **k: LeadingHalf(group, *a, **k), network, settings, fusion)
         found = compare(shared, half(CoordinatorHalf, network, settings, fusion), network, settings)
+        shared.beat()
         group.end()
-        print(json.dumps(found | {"octets": group.octets}))
+        print(json.dumps([found, moved(network, settings, fusion), group.octets]))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,14 @@ from tests.splitpeer.roles.scene import free_port
 ROUNDINGS = 1e-6
 """Of the largest value: sixteen roundings of float32 (6e-8). A kernel may add up in another order for another size of
 batch, and the ranks' sums of a weight's gradient are added at the end; each addition is wrong by one rounding at most.
+Later steps make more of a rounding, on some processors more than sixteen. What they make of one rounding of each weight
+is measured beside it; ranks round twice, in the forward pass and in the backward.
 """
 SCRIPT = Path(__file__).with_name("stepping.py")
 
 
-def compared(ranks: int, *arguments: str) -> dict[str, float]:
+def compared(ranks: int, *arguments: str) -> tuple[dict[str, float], dict[str, float], int]:
+    """By what it is of: the difference between all ranks and one, and what one rounding makes; octets between ranks."""
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
@@ -41,8 +44,8 @@ def compared(ranks: int, *arguments: str) -> dict[str, float]:
             process.kill()
             process.wait()
     assert [process.returncode for process in processes] == [0] * ranks, said
-    found: dict[str, float] = json.loads(said[0][0])
-    return found
+    found, moved, octets = json.loads(said[0][0])
+    return found, moved, octets
 
 
 @pytest.mark.parametrize(
@@ -52,10 +55,11 @@ def compared(ranks: int, *arguments: str) -> dict[str, float]:
 def test_all_ranks_make_the_steps_of_one(ranks: int, network: str, fusion: str) -> None:
     """Steps with and without gradients for sites, seats that samples lack or all lack, a loss of NaN, labels
     elsewhere, predictions, a rollback; with `mean` in a task whose regions exclude each other."""
-    found = compared(ranks, network, json.dumps(SMALL[network]), fusion)
-    assert found.pop("octets") > 0
+    found, moved, octets = compared(ranks, network, json.dumps(SMALL[network]), fusion)
+    assert octets > 0
     assert set(found) == {"loss", "gradients of activations", "weights", "logits", "predictions"}
-    assert {what: error for what, error in found.items() if error > ROUNDINGS} == {}
+    assert {what: error for what, error in found.items() if error > max(ROUNDINGS, 2 * moved[what])} == {}
+    assert max(moved.values()) < 10 * ROUNDINGS
 
 
 def test_rows_are_dealt_out_once_and_evenly() -> None:
