@@ -24,7 +24,8 @@ def cohort(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_tumour_shows_in_a_blurred_reconstruction() -> None:
     state = torch.random.get_rng_state()
-    segmenter = train_segmenter(*cohort(40, 0), steps=50)
+    # After 50 steps what it finds in nothing still depends on the processor's roundings.
+    segmenter = train_segmenter(*cohort(40, 0), steps=120)
     assert torch.equal(torch.random.get_rng_state(), state)
     truth, masks = cohort(8, 1)
     floors = Floors.make(truth, range(8), Others(cohort(20, 2)[0], range(100, 120)))
@@ -36,7 +37,7 @@ def test_the_tumour_shows_in_a_blurred_reconstruction() -> None:
     assert score.mean > 0.75 > 0.6 > max(score.floors.values())
     nothing, _ = score_tumour(segmenter, truth, np.full_like(truth, np.nan), masks, range(8))
     assert nothing["tumour_dice"].mean < 0.3
-    again = train_segmenter(*cohort(40, 0), steps=50)
+    again = train_segmenter(*cohort(40, 0), steps=120)
     np.testing.assert_array_equal(again(truth), segmenter(truth))
     with pytest.raises(ValueError, match="do not fit"):
         score_tumour(segmenter, truth, truth[:4], masks, range(8))
