@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from splitpeer.export import networks
+from splitpeer.errors import DataError
+from splitpeer.export import join, networks
 from splitpeer.export.facts import safe, whole
-from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, encoder_file
+from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, MASKS, WHOLE, Half, encoder_file
 from splitpeer.models.registry import make_backbone
 
 BACKBONE = make_backbone("basic-unet", 2, {"features": [2, 4, 4, 8, 8, 4]}, levels=(0, 4))
@@ -102,3 +103,10 @@ def test_names_of_seats_refer_to_nothing() -> None:
         facts = facts_of(ENCODERS)
         facts |= {"seats": {name: ["t1"]}, "encoders": {name: facts["encoders"]["t1"]}}
         assert whole(facts | {"weights": {encoder_file(name): "22" * 32}}) == good
+
+
+def test_a_seat_that_no_site_fills_is_named() -> None:
+    seats = {"seats": {"t1": ["t1"], "flair": ["flair"]}}
+    decoder, site = Half(facts_of(DECODER) | seats, {}), Half(facts_of(ENCODERS), {encoder_file("t1"): {}})
+    with pytest.raises(DataError, match="no bundle has an encoder for seat flair"):
+        join._sources(decoder, {"site-t1": site}, {})

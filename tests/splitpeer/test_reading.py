@@ -58,6 +58,23 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         reading.read(tmp_path / "b", 9)
 
 
+def test_a_file_that_grows_is_refused_unless_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\n")
+    stat = os.fstat
+
+    def fstat(number: int) -> os.stat_result:
+        found = stat(number)
+        with path.open("ab") as file:
+            file.write(b"two\n")
+        return found
+
+    monkeypatch.setattr(reading.os, "fstat", fstat)
+    with pytest.raises(OSError, match="it grew while it was read"):
+        reading.read(path, 100)
+    assert reading.read(path, 100, growing=True) == b"one\ntwo\n"
+
+
 def test_a_checkpoint_larger_than_any_is_refused(tmp_path: Path) -> None:
     path = sparse(tmp_path / "step-00000001.safetensors", checkpoint.MAX_BYTES + 1)
     assert memory(lambda: checkpoint.read(path)) < LITTLE

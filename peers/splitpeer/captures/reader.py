@@ -45,6 +45,17 @@ class Verdict:
     """Only the end is missing; everything present is good."""
 
 
+def _check_codings(path: Path, header: Header) -> None:
+    """SP-11.21-8. Raises DataError."""
+    if (job := header.job) is None:
+        return
+    for coding in (job.activations, job.gradients):
+        if isinstance(coding, tuple) and len(coding) != len(job.levels):
+            raise DataError(
+                f"{path.name}: its job lists {len(coding)} codings for {len(job.levels)} levels: no recorder wrote that"
+            )
+
+
 class CapturePart:
     """One file of a capture."""
 
@@ -59,6 +70,7 @@ class CapturePart:
             raise DataError(f"{path.name}: {error}") from error
         if not isinstance(header, Header):
             raise DataError(f"{path.name}: it does not begin with a header")
+        _check_codings(path, header)
         self.has_key = key is not None
         self.header = header
         """What the recorder said of itself and of its peers."""

@@ -149,6 +149,8 @@ def _sources(decoder: Half, sites: Mapping[str, Half], chosen: Mapping[str, str]
     found = {}
     for seat in decoder.facts["seats"]:
         fillers = [site for site in sites if seat in decoder.facts["sites"][site]]
+        if not fillers:
+            raise DataError(f"no bundle has an encoder for seat {seat}: add that of the site that fills it")
         if len(fillers) > 1 and chosen.get(seat) not in fillers:
             raise DataError(
                 f"seat {seat} is filled by {' and '.join(fillers)}, whose encoders differ: add "

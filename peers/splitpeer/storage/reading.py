@@ -21,13 +21,14 @@ MAX_JSON = 64 << 20
 """Bytes of one JSON document: run records, results, status, attack reports."""
 
 
-def read(path: Path, most: int, *, follow: bool = False) -> bytes:
+def read(path: Path, most: int, *, follow: bool = False, growing: bool = False) -> bytes:
     """All bytes of a regular file.
 
     Args:
         path: the file.
         most: largest size in bytes; checked before memory is taken.
         follow: whether `path` itself may be a symbolic link.
+        growing: the file may be a log that somebody writes to: what was there when it was opened is returned.
 
     Raises:
         OSError: missing, unreadable, a link (ELOOP), not a regular file (EINVAL), or larger than `most` (EFBIG).
@@ -41,7 +42,7 @@ def read(path: Path, most: int, *, follow: bool = False) -> bytes:
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"larger than {size(most)}", str(path))
         # One byte more: a file that grows meanwhile is refused, not cut.
-        data = file.read(found.st_size + 1)
+        data = file.read(found.st_size + (not growing))
     if len(data) > found.st_size:
         raise OSError(errno.EFBIG, "it grew while it was read", str(path))
     return data

@@ -118,7 +118,7 @@ def read(path: Path) -> PartySteps:
         if file is not path and not file.exists():
             continue
         try:
-            octets = reading.read(file, MOST_OCTETS, follow=True)
+            octets = reading.read(file, MOST_OCTETS, follow=True, growing=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
         lines = octets.splitlines()

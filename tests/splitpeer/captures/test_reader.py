@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ import pytest
 from splitpeer.captures.reader import Capture, open_capture
 from splitpeer.captures.recorder import Limits, Recorder
 from splitpeer.errors import DataError
+from splitpeer.federation.terms import job_on_wire
+from splitpeer.settings.job import JobConfig
 from splitproto.capture import CaptureReader, Header
 from splitproto.messages import Activations, Forward
 from splitproto.records import Sample
@@ -191,3 +193,22 @@ def test_a_capture_may_be_read_while_it_grows(tmp_path: Path) -> None:
     assert (capture.verify().records, capture.verify().ended) == (1, False)
     recorder.close()
     assert open_capture(tmp_path / "a.cap").verify().ended
+
+
+def test_a_list_of_codings_that_does_not_fit_the_levels(tmp_path: Path) -> None:
+    """SP-11.21-8."""
+    config = JobConfig(job={"name": "try"}, sites={"a": "t1"}, model={"levels": [0, 1, 2]})
+    job = job_on_wire(config)
+    for number, coding in enumerate((None, "int8", ("int8", "f16", "f32"), ("int8", "f16"), ("int8",) * 5)):
+        for field in ("activations", "gradients"):
+            path = tmp_path / f"{field}{number}.cap"
+            recorder = Recorder(path)
+            recorder.open(replace(HEADER, job=replace(job, **{field: coding})))
+            recorder.close()
+            if not isinstance(coding, tuple) or len(coding) == 3:
+                assert open_capture(path).header.job is not None
+                continue
+            with pytest.raises(
+                DataError, match=f"{path.name}: its job lists {len(coding)} codings for 3 levels"
+            ):
+                open_capture(path)
