@@ -73,6 +73,15 @@ def test_what_a_config_would_evaluate_is_no_fact(text: str) -> None:
     assert not whole(facts_of(WHOLE) | {"later": [text]})
 
 
+def test_what_cannot_be_signed_or_is_nested_deeply_is_no_fact() -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    for later in (float("nan"), float("inf"), [{"a": float("-inf")}], deep, {"a": deep}):
+        assert not whole(facts_of(WHOLE) | {"later": later})
+    assert whole(facts_of(WHOLE) | {"later": [[[{"a": 10**400}]]]})
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -205,6 +205,7 @@ class Trainer:
                 stream.prepare, step - 1, until, what="the masks of the next batches", part="masks"
             )
         except PatientUnusable as error:
+            self._exchanges.none()
             return self._exclusion.own(error)
         await self._averaging.before(step, lambda site, seat: run.seating.count(site, seat, stream.patients))
         forward = stream[step - 1]

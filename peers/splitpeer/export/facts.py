@@ -7,6 +7,7 @@ names, wherever it stands, and evaluates every text that begins with "$", "@" or
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from splitpeer.export.half import DECODER, DECODER_FILE, ENCODERS, WHOLE, encode
 from splitproto.codings import LEVEL_FORMS
 
 _Check = Callable[[Any], bool]
+DEEPEST = 16
+"""Levels of lists and maps in each other; the parser allows some 500."""
 
 
 def whole(facts: Any) -> bool:
@@ -46,15 +49,20 @@ def whole(facts: Any) -> bool:
     return set(facts["weights"]) == set(holds)
 
 
-def safe(value: Any) -> bool:
-    """Whether MONAI makes nothing of it but the networks that a bundle brings with it."""
+def safe(value: Any, depth: int = 0) -> bool:
+    """Whether MONAI makes nothing of it but the networks that a bundle brings with it, and it can be signed."""
+    if depth > DEEPEST:
+        return False
     if isinstance(value, dict):
         return all(
-            networks.known(inner) if key == "_target_" else safe(key) and safe(inner)
+            networks.known(inner) if key == "_target_" else safe(key) and safe(inner, depth + 1)
             for key, inner in value.items()
         )
     if isinstance(value, list):
-        return all(map(safe, value))
+        return all(safe(inner, depth + 1) for inner in value)
+    if isinstance(value, float):
+        # Python reads NaN and Infinity, which are not JSON.
+        return math.isfinite(value)
     return not isinstance(value, str) or _SAFE.fullmatch(value) is not None
 
 

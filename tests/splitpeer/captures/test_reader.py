@@ -197,8 +197,10 @@ def test_a_capture_may_be_read_while_it_grows(tmp_path: Path) -> None:
 
 def test_a_list_of_codings_that_does_not_fit_the_levels(tmp_path: Path) -> None:
     """SP-11.21-8."""
-    config = JobConfig(job={"name": "try"}, sites={"a": "t1"}, model={"levels": [0, 1, 2]})
-    job = job_on_wire(config)
+    (path := tmp_path / "job.toml").write_text(
+        '[job]\nname = "try"\n[sites]\na = "t1"\n[model]\nlevels = [0, 1, 4]\n'
+    )
+    job = job_on_wire(JobConfig.load(path))
     for number, coding in enumerate((None, "int8", ("int8", "f16", "f32"), ("int8", "f16"), ("int8",) * 5)):
         for field in ("activations", "gradients"):
             path = tmp_path / f"{field}{number}.cap"
