@@ -152,10 +152,7 @@ def compared() -> Iterator[Compared]:
         yield Compared("octets from the coordinator in a step", octets(DEMO) / 1e6, down / 1e6, "MB")
         alone = statistics.median(links["loopback"])
         for name, link in links["links"].items():
-            model = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"])
-            if "turns" in links:  # measured with `[wire] gradients_in_turns` = "auto"
-                in_turns = seconds(alone, octets(DEMO), link["rate"], link["round_trip_s"], DEMO.sites)
-                model = in_turns if in_turns < GAIN * model else model
+            model = _linked(DEMO, alone, link)
             yield Compared(f"step, {name}", 1e3 * model, 1e3 * statistics.median(links["steps"][name]), "ms")
         yield from _coded(links, alone)
     if sites := kept("sites"):
@@ -166,6 +163,14 @@ def compared() -> Iterator[Compared]:
                            _per_site(sites, count) * int(count), "ms")  # fmt: skip
 
 
+def _linked(job: Job, alone: float, link: Mapping[str, float]) -> float:
+    """Seconds of a step over a link of `links.py`, its gradients sent whichever way is faster."""
+    at_once, in_turns = (
+        seconds(alone, octets(job), link["rate"], link["round_trip_s"], sites) for sites in (1, job.sites)
+    )
+    return in_turns if in_turns < GAIN * at_once else at_once
+
+
 def _coded(links: Mapping[str, Any], alone: float) -> Iterator[Compared]:
     """Over links of `links.py`, with its coding; `alone`: seconds of a step without a network."""
     coding, coded = links["coding"], links["coded"]
@@ -174,7 +179,7 @@ def _coded(links: Mapping[str, Any], alone: float) -> Iterator[Compared]:
     yield Compared(f"octets from the coordinator in a step, {coding}", octets(job) / 1e6, down / 1e6, "MB")
     for name, took in coded.items():
         link = links["links"][name]
-        model = seconds(alone, octets(job), link["rate"], link["round_trip_s"])
+        model = _linked(job, alone, link)
         yield Compared(f"step, {name}, {coding}", 1e3 * model, 1e3 * statistics.median(took), "ms")
 
 

@@ -3,8 +3,9 @@
 A federation of real processes (a coordinator, and a site per modality) trains one step, and then serves. Requests go
 through the spool, as those of `splitpeer segment` do. First one at a time: latency. Then several at once, from all
 sites: patients a minute. CPU seconds are of each process with all threads, from /proc. After each request the same
-network computes the same windows in this process, with one thread: what a request takes longer is wire and queue, files
-and whatever else is not computing. The sites have read the images before, and compute side by side.
+network computes the same windows in this process, with as many threads as there are cores, as the sites compute side by
+side: what a request takes longer is wire and queue, files and whatever else is not computing. The sites have read and
+normalised the images before, and keep them.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class Figures:
     """Seconds of each request, from its file to its answer."""
     computed: list[float]
     """Seconds that its windows take in one process, encoders and decoder, after each request."""
+    computed_cpu: list[float]
+    """The CPU seconds of the same."""
+    requested_cpu: list[float]
+    """CPU seconds of all processes for each request."""
     served_s: float
     """Median, of that at the coordinator: sites, wire and decoder."""
     site_cpu_s: float
@@ -210,8 +215,8 @@ class Federation:
             found[who] = (int(fields[11]) + int(fields[12])) / tick
         return found
 
-    def computing(self) -> Callable[[], float]:
-        """What computes the windows of a patient in this process, and returns its seconds."""
+    def computing(self) -> Callable[[], tuple[float, float]]:
+        """What computes the windows of a patient in this process, and returns its seconds, and CPU seconds."""
         case, windows = self.case, self.windows()
         network = build_split_network(
             unet_backbone(len(case.window), self.features), tuple(self.sites), job_seed=0
@@ -220,12 +225,12 @@ class Federation:
         rows = [min(case.batch, windows - at) for at in range(0, windows, case.batch)]
         images = [{one: torch.randn(n, 1, *case.window) for one in self.sites} for n in rows]
 
-        def seconds() -> float:
-            began = time.monotonic()
+        def seconds() -> tuple[float, float]:
+            began, spent = time.monotonic(), time.process_time()
             with torch.no_grad():
                 for batch in images:
                     network(batch)
-            return time.monotonic() - began
+            return time.monotonic() - began, time.process_time() - spent
 
         return seconds
 
@@ -262,13 +267,14 @@ def measure(federation: Federation, times: int, together: int) -> Figures:
         federation.wait(first, federation.ask(first, name))
     computing()
     known, spent = len(federation.served()), dict.fromkeys(federation.processes, 0.0)
-    latencies, computed = [], []
+    latencies, requested_cpu, computed = [], [], []
     for turn in range(times):
         before, began = federation.cpu(), time.monotonic()
         federation.wait(first, federation.ask(first, federation.names[turn % len(federation.names)]))
         latencies.append(time.monotonic() - began)
         after = federation.cpu()
         spent = {who: spent[who] + (after[who] - before[who]) / times for who in after}
+        requested_cpu.append(sum(after.values()) - sum(before.values()))
         computed.append(computing())
     served = federation.served()[known:]
     began, asked = time.monotonic(), []
@@ -280,7 +286,9 @@ def measure(federation: Federation, times: int, together: int) -> Figures:
     minutes = (time.monotonic() - began) / 60
     return Figures(
         latencies,
-        computed,
+        [wall for wall, _ in computed],
+        [cpu for _, cpu in computed],
+        requested_cpu,
         statistics.median(served),
         statistics.mean(cpu for who, cpu in spent.items() if who != "hub"),
         spent["hub"],
@@ -304,7 +312,8 @@ def bound(figures: Figures) -> str:
 
 ABOUT = (
     "A request for one patient, from the spool to the result: a coordinator and two sites, processes of one thread",
-    "each on two cores. It is compared with encoders and decoder on the same windows in one process of one thread.",
+    "each on two cores. It is compared with encoders and decoder on the same windows in one process of two threads.",
+    "Sites have read and normalised the images before.",
 )
 
 
@@ -314,6 +323,8 @@ def rows(found: Found) -> Iterator[Line]:
         patient = f"{spread(told['latencies'])} s a patient, {told['per_minute']:.0f} patients a minute"
         yield Line(f"inference, {case}", "", f"{patient}, {told['mib']:.0f} MiB of activations", None)
         yield at_most(f"{case}: request / computation", ratios(told["latencies"], told["computed"]), TARGET)
+        by_cpu = spread(ratios(told["requested_cpu"], told["computed_cpu"]))
+        yield Line(f"{case}: CPU seconds of a request / of the computation", "", by_cpu, None)
 
 
 def main() -> None:
@@ -328,7 +339,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=17443)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     keep_freed_memory()
     found: dict[str, Figures] = {}
     for name in asked.case or list(CASES):

@@ -29,9 +29,11 @@ from emulated import Link, Network
 from rich.console import Console
 from rich.table import Table
 from rows import Found, Line, at_most, spread
+from step import whole
 
 from splitpeer.coordinator.turns import TRIALS
 from splitpeer.demo.federation import HUB, SITES, DemoJob, Federation
+from splitproto.allocator import keep_freed_memory
 
 UNLIMITED = "no limit"
 LINKS = {
@@ -56,6 +58,8 @@ TURNS = {
 """Over which steps with and without turns are compared."""
 SKIPPED = WARM_UP + 2 * TRIALS
 """Steps of a run that are not counted where the coordinator finds out which way is faster."""
+THREADS = 2
+"""Of the whole network in one process: the limit of computing."""
 WAIT_S = 120.0
 """For the first step, and for each block of steps."""
 POLL_S = 0.02
@@ -176,9 +180,10 @@ def linked(
 ABOUT = (
     "The demo's federation, each party in a network namespace of its own. All have the same link to one switch;",
     "the coordinator's is the narrowest. Rates are of IP packets, milliseconds the round trip between coordinator and",
-    "site. The limit in the target is the step on the loopback interface, or the octets of the busier direction by the",
-    "rate, whichever is greater. A site's activations have to arrive before its gradients leave, so the second ratio",
-    "is to the step on the loopback interface, one round trip and both directions, added up. Hosts have Linux's",
+    "site. The limit in the target is the step of the same network in one process of two threads, or the octets of",
+    "the busier direction by the rate, whichever is greater. A site's activations have to arrive before its gradients",
+    "leave, so the second ratio is to the step on the loopback interface, one round trip and both directions, added",
+    "up. Hosts have Linux's",
     "defaults, but net.ipv4.tcp_slow_start_after_idle = 0 unless the row says otherwise. Rows of int4 are of the same",
     'job with [wire] activations and gradients = "int4". Gradients go to all sites at once or in turns, whichever the',
     "coordinator finds to be faster.",
@@ -186,16 +191,17 @@ ABOUT = (
 
 
 def _limits(found: Found, name: str) -> tuple[float, float]:
-    """Seconds: max(compute, octets / rate); compute + round trip + octets of both directions / rate."""
-    compute = statistics.median(found["loopback"])
+    """Seconds: max(compute, octets / rate); loopback step + round trip + octets of both directions / rate."""
+    compute, loopback = (statistics.median(found[name]) for name in ("whole", "loopback"))
     up, down = (statistics.median(one[way] for one in found["octets"]) for way in ("up", "down"))
     link = found["links"][name]
     apart = 8 * max(up, down) / link["rate"]
-    return max(compute, apart), compute + link["round_trip_s"] + 8 * (up + down) / link["rate"]
+    return max(compute, apart), loopback + link["round_trip_s"] + 8 * (up + down) / link["rate"]
 
 
 def rows(found: Found) -> Iterator[Line]:
     """A step over each link, by what the network and the computing allow."""
+    yield Line("step of the whole network in one process", "", f"{_ms(found['whole'])} ms", None)
     yield Line("step on the loopback interface", "", f"{_ms(found['loopback'])} ms", None)
     up, down = (statistics.median(one[way] for one in found["octets"]) for way in ("up", "down"))
     octets = f"{up / 2**20:.1f} MiB to the coordinator, {down / 2**20:.1f} MiB from it"
@@ -208,7 +214,7 @@ def rows(found: Found) -> Iterator[Line]:
                 f"{name}: step / max(compute, octets / rate)", [one / overlapped for one in took], 1.1
             )
             by_sum = spread([one / serial for one in took])
-            yield Line(f"{name}: step / (compute + round trip + both directions)", "", by_sum, None)
+            yield Line(f"{name}: step / (loopback step + round trip + both directions)", "", by_sum, None)
     yield from _turns(found.get("turns", {}))
     up, down = (statistics.median(one[way] for one in found["coded_octets"]) for way in ("up", "down"))
     octets = f"{up / 2**20:.2f} MiB to the coordinator, {down / 2**20:.2f} MiB from it"
@@ -257,6 +263,7 @@ def main() -> None:
     given = parser.parse_args()
     # Namespaces and daemons are left in good order also by a `kill`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    keep_freed_memory()
     job = DemoJob(patients=8, validation=1, steps=10_000, batch=given.batch, evaluations=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -264,14 +271,17 @@ def main() -> None:
             for row in _turns(turns(job, folder, given.steps, {})):
                 print(f"{row.what}: {row.found}")
             return
+        computed = whole(job, WARM_UP + given.steps, THREADS)
         alone = loopback(job, folder / "before", given.steps)
         plain = linked(job, folder / "linked", given.steps, cases())
         steady = [case for case in cases() if case[1] == "0" and case[0] != UNLIMITED]
         coded = linked(CodedJob(**vars(job)), folder / CODING, given.steps, steady)
         compared = turns(job, folder / "turns", given.steps, plain)
         alone += loopback(job, folder / "after", given.steps)
+        computed += whole(job, WARM_UP + given.steps, THREADS)
     found = {
         "unit": "seconds; octets",
+        "whole": computed,
         "loopback": alone,
         "links": {
             case: {"rate": link.rate, "round_trip_s": link.round_trip_s}

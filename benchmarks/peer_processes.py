@@ -56,10 +56,18 @@ def processes(
                 process.wait()
 
 
+KEEPING = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""What `splitproto.allocator` sets for our processes, as glibc reads it when a program starts."""
+
+
 def environment(**more: str) -> dict[str, str]:
-    """For a peer's process: one thread, and this checkout's modules."""
+    """For a peer's process: one thread, freed memory is kept as by our own, and this checkout's modules."""
     paths = os.pathsep.join(map(str, (HERE, HERE.parent / "peers", HERE.parent)))
-    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": paths} | more
+    return os.environ | KEEPING | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": paths} | more
 
 
 def versions(python: str, *libraries: str) -> dict[str, str]:

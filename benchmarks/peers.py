@@ -212,15 +212,13 @@ def training_rows(training: Found, product: Sequence[float]) -> Iterator[Line]:
             best = fastest(row)
             yield Line(f"{what}: NVFlare's cells", "", f"{told(row, 'rates', 1)} steps/s", None)
             over = ratios(ours, row[best]["rates"])
-            if kind == MLP:
-                yield at_least(f"{what}: steps/s / those of NVFlare's `{best}`", over, 5)
-            else:
-                yield Line(f"{what}: steps/s / those of NVFlare's `{best}`", "", spread(over), None)
+            yield at_least(f"{what}: steps/s / those of NVFlare's `{best}`", over, 5)
         if "flower" in row:
             theirs = row["flower"]["rates"]
             yield Line(f"{what}: Flower", "", f"{spread(theirs, 3)} steps/s", None)
+            # Bare links beside daemons: the target is for daemons, below.
             over = [rate / statistics.median(theirs) for rate in ours]
-            yield at_least(f"{what}: steps/s / those of Flower", over, 100, digits=0)
+            yield Line(f"{what}: steps/s / those of Flower", "", spread(over, 0), None)
     if product:
         yield Line(f"{names[UNET]}: splitproto's daemons", "", f"{spread(product, 1)} steps/s", None)
         if "flower" in training[UNET]:

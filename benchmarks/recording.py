@@ -2,7 +2,8 @@
 
 The federation is the demo's: four sites, each a process of its own, and a coordinator in this one. Every few steps
 the coordinator's capture is switched on or off, so that both kinds of steps run under the same conditions; between two
-blocks pending data is written to disk, so that neither pays for the other. The first steps of a block do not count.
+blocks pending data is written to disk, so that neither pays for the other; the time of that is a part of the block's.
+Every other pair begins with the recorded block. The first steps of a block do not count.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Switch(LogView):
         self.coordinator: Coordinator
         self.cpu: dict[int, float] = {}
         """Step to CPU seconds of this process, all threads, up to its end."""
+        self.flushed: dict[int, float] = {}
+        """Last step of a block to seconds that writing what it left took."""
         self.octets = 0
 
     def recorded(self, step: int) -> bool:
-        return (step - 1) // self.block % 2 == 1
+        return (step - 1) // self.block % 4 in (1, 2)
 
     def step(self, step: int, loss: float, octets: dict[str, int]) -> None:
         self.cpu[step] = time.process_time()
@@ -54,8 +57,10 @@ class Switch(LogView):
         witness = self.coordinator._witness
         recorder = witness._recorder
         assert recorder is not None
+        began = time.monotonic()
         while recorder._queue:
             time.sleep(0.001)
+        self.flushed[step] = time.monotonic() - began
         self.octets = recorder.state.octets
         for site in self.coordinator.sites:
             assert site.session is not None
@@ -85,21 +90,23 @@ async def train(job: DemoJob, folder: Path, block: int, curious: Path) -> tuple[
 
 
 def pairs(view: Switch, seconds: list[float]) -> list[dict[str, float]]:
-    """Per pair of neighbouring blocks: medians of a step's wall seconds, and CPU seconds a step, off and on."""
-    medians, cpu = [], []
+    """Per pair of neighbouring blocks: means of a step's wall seconds, and of its CPU seconds, off and on."""
+    wall, cpu = [], []
     for number in range(len(seconds) // view.block):
         steps = range(number * view.block + 1 + SKIPPED, (number + 1) * view.block + 1)
-        medians.append(statistics.median(seconds[step - 1] for step in steps))
+        flushed = view.flushed[steps[-1]] if view.recorded(steps[-1]) else 0.0
+        wall.append((sum(seconds[step - 1] for step in steps) + flushed) / len(steps))
         cpu.append((view.cpu[steps[-1]] - view.cpu[steps[0] - 1]) / len(steps))
-    return [
-        {"off": medians[n], "on": medians[n + 1], "cpu_off": cpu[n], "cpu_on": cpu[n + 1]}
-        for n in range(2, len(medians) - 1, 2)  # the first pair warms up
-    ]
+    found = []
+    for n in range(2, len(wall) - 1, 2):  # the first pair warms up
+        off, on = (n + 1, n) if view.recorded(n * view.block + 1) else (n, n + 1)
+        found.append({"off": wall[off], "on": wall[on], "cpu_off": cpu[off], "cpu_on": cpu[on]})
+    return found
 
 
 ABOUT = (
     "The same federation; its coordinator records what it sees (`--curious`) for a few steps, then not for",
-    "as many, in turns.",
+    "as many, in turns. A recorded step's time includes its share of what was still to be written at the end.",
 )
 
 

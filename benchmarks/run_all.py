@@ -94,7 +94,9 @@ def page() -> str:
         "# Speed",
         "",
         "Written by `python benchmarks/run_all.py`. Figures are medians (lowest-highest) over rounds. What is compared",
-        "takes turns within a round, and a ratio is of figures of one round. A target is met if the median meets it.",
+        "takes turns within a round, and a ratio is of figures of one round. But in `step` and `links` the range is",
+        "over steps, by a median of runs before and after them; Flower and the daemons have turns of their own.",
+        "A target is met if the median meets it.",
         "[README.md](README.md) describes each program.",
         "",
     ]

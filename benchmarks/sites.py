@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rows import Found, Line, at_least, at_most, rounded, spread
+from rows import Found, Line, at_least, at_most, ratios, rounded, spread
 from working import DIGEST, HUB, PATIENT, WAIT_S, begin, certificates, credentials, join, memory
 
 from splitproto import AllowList, Listener, Session, SplitprotoError, dial
@@ -57,8 +57,7 @@ class Figures:
     handshakes: float
     """Per second of the coordinator's CPU time."""
     idle_kib: float
-    """Memory per site that was admitted and has",
-    "said nothing since."""
+    """Memory per site that was admitted and has said nothing since."""
     worked_kib: float
     """The same after the steps."""
     idle_cpu: float
@@ -109,16 +108,18 @@ async def visit(folder: Path, port: int, number: int, turn: asyncio.Semaphore, o
 
 
 def sites(folder: Path, port: int, orders: Pipe, octets: int) -> None:
-    """The second process. For each order (first, count) it runs so many sites, until they have gone."""
+    """The second process. For each order (first, count) it runs so many sites; it ends when all have gone."""
     keep_freed_memory()
     more_files()
 
     async def run() -> None:
         loop, turn = asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)
+        running: list[asyncio.Task[None]] = []
         while (order := await loop.run_in_executor(None, orders.recv)) is not None:
             first, count = order
             numbers = range(first, first + count)
-            await asyncio.gather(*(visit(folder, port, number, turn, octets) for number in numbers))
+            running += [asyncio.create_task(visit(folder, port, n, turn, octets)) for n in numbers]
+        await asyncio.gather(*running)
 
     asyncio.run(run())
 
@@ -174,16 +175,16 @@ async def measure(folder: Path, count: int, steps: int, octets: int) -> Figures:
         port = int(door.address.rpartition(":")[2])
         dialling = processes.Process(target=sites, args=(folder, port, theirs, octets), daemon=True)
         dialling.start()
-        sessions = await gathered(door, orders, 0, WARM)
-        await asyncio.gather(*map(begin, sessions))
-        await step(sessions, 1, tensors)
-        await part(sessions)
-        sessions.clear()
+        warm = await gathered(door, orders, 0, WARM)
+        await asyncio.gather(*map(begin, warm))
+        await step(warm, 1, tensors)
 
+        # They stay until memory is measured: new sites would be put where these had been.
         before, spent = emptied(), time.process_time()
         sessions = await gathered(door, orders, WARM, count)
         handshakes = count / (time.process_time() - spent)
         idle = collected() - before
+        await part(warm)
         spent = time.process_time()
         await asyncio.sleep(IDLE_S)
         idle_cpu = (time.process_time() - spent) / IDLE_S
@@ -231,6 +232,10 @@ ABOUT = (
 
 def rows(found: Found) -> Iterator[Line]:
     """What a coordinator spends on its sites, by how many there are."""
+    counts = list(found)
+    least, most = counts[0], counts[-1]
+    by_least = ratios(*([one["step_ms"] for one in found[count]] for count in (most, least)))
+    yield at_most(f"a step, divided by the number of sites: {most} sites / {least} sites", by_least, 1)
     for count, rounds in found.items():
         column = {key: [one[key] for one in rounds] for key in rounds[0]}
         yield at_least(f"{count} sites: handshakes per CPU second", column["handshakes"], 100, digits=0)

@@ -80,9 +80,10 @@ def test_octets_of_a_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dice", "best", "met"),
     [
-        ({"f32 / f32": [0.80, 0.82], "int8 / int8": [0.80, 0.805], "int4 / int4": [0.70, 0.70]}, "int8 / int8", True),
+        ({"f32 / f32": [0.80, 0.82], "int8 / int8": [0.80, 0.812], "int4 / int4": [0.70, 0.70]}, "int8 / int8", True),
         ({"f32 / f32": [0.80, 0.82], "int8 / int8": [0.79, 0.79], "bf16 / bf16": [0.81, 0.81]}, "bf16 / bf16", False),
         ({"f32 / f32": [0.80, 0.82], "int8 / int8": [0.79, 0.79]}, "no pair", False),
+        ({"f32 / f32": [0.80, 0.82], "int8 / int8": [0.84, 0.805], "bf16 / bf16": [0.8, 0.82]}, "bf16 / bf16", False),
     ],
 )  # fmt: skip
 def test_the_smallest_pair_that_loses_little(dice: dict[str, list[float]], best: str, met: bool) -> None:

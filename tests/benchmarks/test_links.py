@@ -36,6 +36,7 @@ def test_the_switch_queues_for_a_downlink_and_drops_what_finds_it_full() -> None
 
 def test_the_limits_of_a_step_are_the_slower_of_two_and_the_sum_of_all() -> None:
     found = {
+        "whole": [0.15],
         "loopback": [0.2],
         "octets": [{"up": 1.25e6, "down": 2.5e6}],
         "links": {
@@ -44,4 +45,6 @@ def test_the_limits_of_a_step_are_the_slower_of_two_and_the_sum_of_all() -> None
         },
     }
     assert links._limits(found, "slow") == pytest.approx((0.2, 0.2 + 0.05 + 0.3))
+    found["links"]["fast"] = {"rate": 1e9, "round_trip_s": 0.05}
+    assert links._limits(found, "fast") == pytest.approx((0.15, 0.2 + 0.05 + 0.03))
     assert links._limits(found, "slower") == pytest.approx((2.0, 0.2 + 0.05 + 3.0))

@@ -82,7 +82,8 @@ def test_rows_judge_by_the_fastest_way_of_nvflare_and_by_rounds() -> None:
     # Waits: the lowest is the fastest.
     assert row(lines, "p50 / p50", "`message`") == ("0.45 (0.40-0.50)", True)
     assert row(lines, "MLP", "those of NVFlare", "`message`") == ("10.00 (5.00-15.00)", True)
-    assert row(lines, "MLP", "those of Flower") == ("250 (200-300)", True)
+    assert row(lines, "U-Net", "those of NVFlare", "`message`") == ("10.00 (5.00-15.00)", True)
+    assert row(lines, "MLP", "those of Flower") == ("250 (200-300)", None), "links are not daemons"
     assert row(lines, "daemons / those of Flower") == ("120 (90-150)", True)
 
 
